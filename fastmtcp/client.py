@@ -1,0 +1,227 @@
+"""The client worker: applications connect here, each connection becomes a stream."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+from fastmtcp.client_session import ClientSession
+from fastmtcp.config import ClientConfig
+from fastmtcp.egress import Egress, LocalAddress, local_addresses
+from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
+from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.snapshot import Totals, totals
+from fastmtcp.engine.stream import Stream
+from fastmtcp.io.buffers import BufferPool
+from fastmtcp.io.listener import Listener
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.netlink import NetworkWatch
+from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.tcp import abort, tune
+from fastmtcp.path import PathSpec
+from fastmtcp.status import Observed
+
+log = logging.getLogger("fastmtcp.client")
+
+_QUIET = 0.002
+"""An application that says nothing for this long, in seconds, waits for the target to speak
+first: its stream is opened without waiting for bytes to go with the OPEN."""
+
+_TICK = 0.5
+
+
+class ClientWorker:
+    """Listens for applications and owns one session, with a second one during a hand-over."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        config: ClientConfig,
+        key: bytes,
+        sockets: list[socket.socket],
+        on_pool: Callable[[int, int, str], None],
+        limits: Limits | None = None,
+    ) -> None:
+        """`sockets` are bound; `on_pool(up, wanted, trouble)` hears of every change."""
+        self._loop = loop
+        self._config = config
+        self._key = key
+        self._limits = limits or Limits(session_timeout=config.session_timeout)
+        self._on_pool = on_pool
+        self._pool = BufferPool()
+        self._resolver = Resolver(loop)
+        self._local: tuple[LocalAddress, ...] = ()
+        self._egress = Egress(
+            loop, self._resolver, config.server, config.egress == "auto", self._on_paths
+        )
+        self._network = NetworkWatch(loop, self._on_network)
+        self._retired: set[ClientSession] = set()
+        self._quiet: list[Stream] = []
+        self.past = Totals()
+        self.is_client = True
+        self.target = ""
+        self._drained: Callable[[], None] | None = None
+        self._current = self._new_session()
+        self._local = local_addresses()
+        self._egress.refresh(self._local)
+        self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
+        loop.call_later(_TICK, self._tick)
+
+    def drain(self, timeout: float, done: Callable[[], None]) -> None:
+        """Accept nothing more, wait up to `timeout` seconds for the open streams, reset those
+        that are left, then call `done`."""
+        if self._drained is None:
+            for listener in self._listeners:
+                listener.close()
+            self._drained = done
+        self._loop.call_later(timeout, self._finish)
+        self._check_drained()
+
+    @property
+    def streams(self) -> int:
+        return sum(len(session.session.streams) for session in self._sessions())
+
+    @property
+    def sessions(self) -> list[Observed]:
+        return [one for one in self._sessions() if not one.driver.ended]
+
+    # --- applications -------------------------------------------------------------------------
+
+    def _on_accept(self, sock: socket.socket, peer: str) -> None:
+        current = self._current
+        current.pool.nudge()
+        down_since = current.down_since
+        if down_since is not None and self._loop.now - down_since > self._config.connect_timeout:
+            log.debug("connection from %s reset: no server", peer)
+            abort(sock)
+            return
+        try:
+            stream = current.session.open(self._loop.now)
+        except LocalError as error:
+            log.warning("connection from %s reset: %s", peer, error)
+            abort(sock)
+            return
+        tune(sock)
+        current.driver.add_relay(sock, stream)
+        if stream.send.next < 0 and not stream.send.backlog:
+            if not self._quiet:
+                self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
+            self._quiet.append(stream)
+        current.driver.progress()
+
+    def _open_quiet(self) -> None:
+        quiet, self._quiet = self._quiet, []
+        for stream in quiet:
+            stream.announce()
+        for session in self._sessions():
+            session.driver.progress()
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def _new_session(self) -> ClientSession:
+        return ClientSession(
+            self._loop,
+            self._pool,
+            self._resolver,
+            self._config,
+            self._key,
+            self._limits,
+            self._on_change,
+            self._on_session_ended,
+        )
+
+    def _start_current(self) -> None:
+        if self._egress.paths is not None:
+            self._current.pool.set_paths(self._egress.paths)
+
+    def _sessions(self) -> list[ClientSession]:
+        return [self._current, *self._retired]
+
+    def _on_change(self) -> None:
+        pool = self._current.pool
+        self._on_pool(pool.up, pool.wanted, pool.trouble)
+
+    def _on_session_ended(self, session: ClientSession, reason: str) -> None:
+        self.past.add(totals(session.session))
+        if session.driver.relays:
+            # Complete streams whose applications still read.
+            self._retired.add(session)
+        if session is self._current and self._drained is None:
+            log.warning("session ended: %s; starting a new one", reason)
+            self._loop.call_later(0.1, self._replace_session)
+        self._check_drained()
+
+    def _replace_session(self) -> None:
+        if self._drained is None and self._current.driver.ended:
+            self._current = self._new_session()
+            self._start_current()
+
+    # --- the network ----------------------------------------------------------------------------
+
+    def _on_paths(self, paths: tuple[PathSpec, ...]) -> None:
+        if not paths:
+            log.warning("no usable local address; waiting for one")
+        self._current.pool.set_paths(paths)
+
+    def _on_network(self, routes: bool) -> None:
+        """Addresses, links or, if `routes`, routes of this machine have changed."""
+        before, self._local = self._local, local_addresses()
+        if not routes and self._local == before:
+            return
+        lost = {local.address for local in before} - {local.address for local in self._local}
+        self._egress.refresh(self._local)
+        for session in self._sessions():
+            session.pool.network_changed(lost)
+
+    # --- once in a while ------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        current = self._current
+        now = self._loop.now
+        if current.session.peer_draining and not current.closing and self._drained is None:
+            # Its streams end on the old session while new ones wait for the next.
+            log.info("the server is shutting down; new streams wait for another")
+            current.retire()
+            self._retired.add(current)
+            self._current = self._new_session()
+            self._start_current()
+        for session in list(self._retired):
+            if session.driver.is_quiet:
+                session.driver.end(SessionCode.NORMAL, "no streams left")
+                self._retired.discard(session)
+            elif not session.session.subflows:
+                # It does not connect again, so what is still open cannot be completed.
+                session.driver.end(SessionCode.TIMEOUT, "the server is gone")
+        if (
+            current.down_since is not None
+            and now - current.down_since > self._config.connect_timeout
+        ):
+            for stream in list(current.session.streams.values()):
+                if stream.send.acked < 0 and stream.send.next < 0:
+                    stream.reset(ResetCode.UNREACHABLE)
+                    stream.user.update()
+        self._check_drained()
+        self._pool.trim()
+        self._loop.call_later(_TICK, self._tick)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and all(s.driver.is_quiet for s in self._sessions()):
+            self._loop.call_soon(self._finish)
+
+    def _finish(self) -> None:
+        done, self._drained = self._drained, _already
+        if done is None or done is _already:
+            return
+        for session in self._sessions():
+            session.close("the client is shutting down")
+        self._network.close()
+        self._egress.close()
+        self._resolver.close()
+        done()
+
+
+def _already() -> None:
+    """Stands for a drain that is over."""

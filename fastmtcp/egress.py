@@ -1,0 +1,155 @@
+"""The local addresses of this machine, and the paths that `--egress auto` makes of them."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+import psutil
+
+from fastmtcp.io.dialer import may_bind_to_device
+from fastmtcp.io.loop import Loop, Timer
+from fastmtcp.io.resolver import Address, Resolver
+from fastmtcp.path import PathSpec
+
+log = logging.getLogger("fastmtcp.paths")
+
+_FIRST_DELAY = 1.0
+_MAX_DELAY = 30.0
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class LocalAddress(msgspec.Struct, frozen=True):
+    """An address on an interface that is up."""
+
+    device: str
+    address: str
+
+    @property
+    def is_usable(self) -> bool:
+        """It can reach other machines beyond the next switch."""
+        ip = ipaddress.ip_address(self.address)
+        return not (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast)
+
+    @property
+    def version(self) -> int:
+        return ipaddress.ip_address(self.address).version
+
+
+def local_addresses() -> tuple[LocalAddress, ...]:
+    """Every address of an interface that is up, loopback included, in a fixed order."""
+    states = psutil.net_if_stats()
+    found = set()
+    for device, addresses in psutil.net_if_addrs().items():
+        if device not in states or not states[device].isup:
+            continue
+        for entry in addresses:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                found.add(LocalAddress(device, entry.address.partition("%")[0]))
+    return tuple(sorted(found, key=lambda local: (local.version, local.device, local.address)))
+
+
+class Egress:
+    """Makes the paths of the servers that are configured: with `auto` one for each of them and
+    each usable local address of the right family, else just as they are.
+
+    refresh() may be called at any time; `on_paths` hears of the paths when they are first known
+    and when they have changed.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        resolver: Resolver,
+        servers: Sequence[PathSpec],
+        auto: bool,
+        on_paths: Callable[[tuple[PathSpec, ...]], None],
+    ) -> None:
+        self.paths: tuple[PathSpec, ...] | None = None
+        """None until they are first known."""
+        self._loop = loop
+        self._resolver = resolver
+        self._servers = servers
+        self._auto = auto
+        self._on_paths = on_paths
+        self._with_device = auto and may_bind_to_device()
+        self._locals: tuple[LocalAddress, ...] = ()
+        # What each name was looked up to; None if that is not known yet.
+        self._families: dict[str, frozenset[int] | None] = {}
+        self._round = 0
+        self._delay = _FIRST_DELAY
+        self._retry: Timer | None = None
+
+    def refresh(self, local: tuple[LocalAddress, ...]) -> None:
+        """The local addresses are these now: make the paths anew."""
+        self._locals = local
+        self._delay = _FIRST_DELAY
+        if self._auto:
+            self._look_up()
+        self._publish()
+
+    def close(self) -> None:
+        self._round += 1
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def _look_up(self) -> None:
+        self._retry = None
+        self._round += 1
+        for server in self._servers:
+            if _is_spread(server):
+                host, port = server.first_hop.host, server.first_hop.port
+                self._families.setdefault(host, None)
+                answer = partial(self._on_answer, self._round, host)
+                self._resolver.resolve(host, port, answer)
+
+    def _on_answer(self, number: int, host: str, result: list[Address] | OSError) -> None:
+        if number != self._round:
+            return
+        if not isinstance(result, OSError):
+            self._families[host] = frozenset(
+                6 if family == socket.AF_INET6 else 4 for family, _ in result
+            )
+            self._publish()
+        elif self._families[host] is None and self._retry is None:
+            log.warning("cannot look up %s: %s; trying again", host, result.strerror)
+            self._retry = self._loop.call_later(self._delay, self._look_up)
+            self._delay = min(2 * self._delay, _MAX_DELAY)
+
+    def _publish(self) -> None:
+        paths: list[PathSpec] = []
+        for server in self._servers:
+            if self._auto and _is_spread(server):
+                families = self._families.get(server.first_hop.host)
+                if families is not None:
+                    paths += self._spread(server, families)
+            else:
+                paths.append(server)
+        if not paths and any(families is None for families in self._families.values()):
+            return
+        if tuple(paths) != self.paths:
+            self.paths = tuple(paths)
+            self._on_paths(self.paths)
+
+    def _spread(self, server: PathSpec, families: frozenset[int]) -> list[PathSpec]:
+        return [
+            msgspec.structs.replace(
+                server,
+                bind=local.address,
+                # The address alone does not choose the line: without rules for it the routes
+                # send all there is out on one (ip-rule(8)).
+                dev=local.device if self._with_device else None,
+            )
+            for local in self._locals
+            if local.is_usable and local.version in families
+        ]
+
+
+def _is_spread(server: PathSpec) -> bool:
+    """A server on this machine, or one with a way out of its own, is left as it is."""
+    return server.bind is None and server.dev is None and not server.first_hop.is_loopback

@@ -1,0 +1,88 @@
+"""Which subflows may carry what, and which of them should send now.
+
+Control frames may go on any subflow. Data goes on those that this side may send on, backups only
+while no other works. Bulk data keeps off the express subflow, so that small streams and control
+frames never wait behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fastmtcp.engine.role import Role
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.subflow import Subflow
+
+CONTROL, SWIFT, BULK = range(3)
+
+
+class Lanes:
+    """The subflows of a session, sorted by use. refresh() after every change of their states.
+
+    `subflow.lane` says what a subflow may carry: CONTROL frames only, SWIFT streams too, or BULK.
+    """
+
+    __slots__ = ("_any", "_bulk", "_swift")
+
+    def __init__(self) -> None:
+        self._any: list[Subflow] = []
+        self._swift: list[Subflow] = []
+        self._bulk: list[Subflow] = []
+
+    def refresh(self, subflows: Iterable[Subflow]) -> None:
+        """Sort the subflows anew. Where all are suspect, none is: there is nothing better."""
+        everyone = list(subflows)
+        for subflow in everyone:
+            subflow.lane = CONTROL
+        staying = [subflow for subflow in everyone if not subflow.retiring] or everyone
+        self._any = [subflow for subflow in staying if not subflow.suspect] or staying
+        senders = [subflow for subflow in self._any if subflow.sends]
+        senders = senders or [subflow for subflow in staying if subflow.sends]
+        primary = [subflow for subflow in senders if not subflow.role & Role.BACKUP] or senders
+        self._swift = primary
+        wide = [subflow for subflow in primary if not subflow.role & Role.EXPRESS]
+        if not wide:
+            # Rather a backup for bulk than the express subflow.
+            wide = [subflow for subflow in senders if not subflow.role & Role.EXPRESS] or primary
+        self._bulk = wide
+        for subflow in self._swift:
+            subflow.lane = SWIFT
+        for subflow in self._bulk:
+            subflow.lane = BULK
+
+    @property
+    def bulk(self) -> list[Subflow]:
+        """Subflows that carry bulk data."""
+        return self._bulk
+
+    def pick_control(self, now: float) -> Subflow | None:
+        """The ready subflow on which a control frame would arrive first."""
+        return _earliest(self._any, now)
+
+    def pick_other(self, holder: Subflow, now: float) -> Subflow | None:
+        """The ready bulk subflow, other than `holder`, on which a chunk would arrive first."""
+        return _earliest([subflow for subflow in self._bulk if subflow is not holder], now)
+
+    def pick_swift(self, now: float) -> Subflow | None:
+        """The ready subflow on which a small stream's bytes would arrive first."""
+        return _earliest(self._swift, now)
+
+    def pick_bulk(self, stream: Stream, now: float) -> Subflow | None:
+        """The ready subflow on which a chunk of `stream` would arrive first."""
+        best = _earliest(self._bulk, now)
+        if best is not None and best is stream.avoid:
+            # A copy of what this very subflow holds up.
+            best = self.pick_other(best, now) or best
+        return best
+
+
+def _earliest(subflows: list[Subflow], now: float) -> Subflow | None:
+    best = None
+    earliest = 0.0
+    for subflow in subflows:
+        if subflow.ready:
+            arrival = subflow.arrival(now)
+            if best is None or arrival < earliest:
+                best = subflow
+                earliest = arrival
+    return best

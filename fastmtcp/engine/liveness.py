@@ -1,0 +1,58 @@
+"""Asking whether the other side is still there: probes of streams, pings of subflows."""
+
+from __future__ import annotations
+
+from fastmtcp.engine.frames import Data
+from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.subflow import Subflow
+
+
+def probe(stream: Stream) -> Data:
+    """Asks for the peer's view of a stream: an empty DATA frame is answered with an ACK."""
+    return Data(stream.stream_id, max(stream.send.acked, 0), False)
+
+
+def needs_news(stream: Stream) -> bool:
+    """True if this stream waits for an ACK or for credit, which may have got lost."""
+    send = stream.send
+    return stream.open_received and send.next >= 0 and (send.unacked or send.blocked)
+
+
+def is_stuck(stream: Stream, limits: Limits) -> bool:
+    """True if a stream without progress should be probed now. Call it once a second."""
+    if not needs_news(stream):
+        return False
+    mark = (stream.send.acked, stream.send.limit)
+    if mark != stream.probe_mark:
+        stream.probe_mark = mark
+        stream.idle_probes = 0
+        return False
+    stream.idle_probes += 1
+    # 1, 2, 4, 8 ... seconds after the last progress, then every `probe_interval_max`.
+    ticks = stream.idle_probes
+    return ticks & (ticks - 1) == 0 or ticks % int(limits.probe_interval_max) == 0
+
+
+def wants_ping(subflow: Subflow, limits: Limits, now: float) -> bool:
+    """True if a silent subflow should be asked now; notes that it is."""
+    subflow.is_carrying()
+    if subflow.delivered:
+        # A data-level ACK for it is as good as a word on it.
+        subflow.delivered = False
+        subflow.heard_at = now
+        subflow.pinged_at = None
+    if subflow.pinged_at is not None or now - subflow.heard_at < limits.ping_interval:
+        return False
+    subflow.pinged_at = now
+    return True
+
+
+def is_dead(subflow: Subflow, limits: Limits, now: float) -> bool:
+    """True if a subflow has not answered. After a pause of our own the PING has only just been
+    sent, so what counts is both the silence and how long the PING is out."""
+    return (
+        subflow.pinged_at is not None
+        and now - subflow.heard_at >= limits.subflow_timeout
+        and now - subflow.pinged_at >= limits.subflow_timeout - limits.ping_interval
+    )

@@ -1,0 +1,85 @@
+"""Which stream sends next.
+
+Subflows pull: one that can take bytes asks, and gets the next chunk. Lost ranges go first (the
+receiver waits for them), then small streams, then bulk streams, each group in turn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from fastmtcp.engine.limits import BULK_TURN
+from fastmtcp.engine.stream import Stream
+
+
+class Scheduler:
+    """Streams that have something to send. Each is in at most one queue (`stream.queue`), once."""
+
+    __slots__ = ("_bulk", "_lost", "_since_bulk", "_small")
+
+    def __init__(self) -> None:
+        self._lost: deque[Stream] = deque()
+        self._small: deque[Stream] = deque()
+        self._bulk: deque[Stream] = deque()
+        self._since_bulk = 0
+
+    @property
+    def has_small(self) -> bool:
+        """True if a small stream may have something to send."""
+        return bool(self._small)
+
+    @property
+    def first_bulk(self) -> Stream | None:
+        """The stream whose bulk data, or lost range, goes next."""
+        queue = self._lost or self._bulk
+        return queue[0] if queue else None
+
+    def __bool__(self) -> bool:
+        return bool(self._small or self._bulk or self._lost)
+
+    def add(self, stream: Stream, now: float) -> None:
+        """Queue a stream that may have become sendable."""
+        if stream.queue is not None or stream.reset_code is not None or not stream.send.sendable:
+            return
+        if stream.send.lost:
+            queue = self._lost
+        elif stream.is_small(now):
+            queue = self._small
+        else:
+            queue = self._bulk
+        queue.append(stream)
+        stream.queue = queue
+
+    def promote(self, stream: Stream) -> None:
+        """A range of this stream was lost: move it to the front group."""
+        if stream.queue is self._lost or stream.reset_code is not None:
+            return
+        if stream.queue is not None:
+            stream.queue.remove(stream)
+        self._lost.append(stream)
+        stream.queue = self._lost
+
+    def next(self, *, bulk: bool = True) -> Stream | None:
+        """Take the stream whose turn it is out of its queue; add() it again after use.
+
+        Without `bulk` only a small stream is taken.
+        """
+        while True:
+            if not bulk:
+                if not self._small:
+                    return None
+                stream = self._small.popleft()
+            elif self._lost:
+                stream = self._lost.popleft()
+            elif self._small and (self._since_bulk < BULK_TURN or not self._bulk):
+                self._since_bulk += 1
+                stream = self._small.popleft()
+            elif self._bulk:
+                self._since_bulk = 0
+                stream = self._bulk.popleft()
+            else:
+                return None
+            stream.queue = None
+            # Reset, or acknowledged meanwhile through another subflow.
+            if stream.reset_code is None and stream.send.sendable:
+                return stream

@@ -1,0 +1,603 @@
+"""A session: many streams over a set of subflows, between one client worker and one server worker.
+
+The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
+
+    attach / detach        a subflow is there / is gone
+    receive                bytes arrived on a subflow
+    open, stream.write ... what the applications do
+    pick, pull             which subflow should send, and what
+    deadline, on_time      when to call again for timers
+    on_sample, rescue      what the system knows of the subflows
+    touched, opened        streams on which something happened (taken by the caller)
+    gone                   subflows that the peer has given up (taken by the caller)
+"""
+
+from __future__ import annotations
+
+from fastmtcp.engine import liveness, watch
+from fastmtcp.engine.codec import FrameReader, encode
+from fastmtcp.engine.errors import (
+    LocalError,
+    RemoteError,
+    ResetCode,
+    SessionCode,
+    reset_code,
+)
+from fastmtcp.engine.flow_control import WindowPool
+from fastmtcp.engine.frames import (
+    Ack,
+    Blocked,
+    Closed,
+    Data,
+    Frame,
+    Goaway,
+    Gone,
+    Open,
+    Ping,
+    Pong,
+    Reset,
+    ResetAck,
+)
+from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
+from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
+from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.reassembly import GapPool
+from fastmtcp.engine.role import Role
+from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.send_buffer import Buffer
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.stream_ids import StreamIds
+from fastmtcp.engine.subflow import Past, Sample, Subflow
+
+
+class Session:
+    """See the module. `opener` is true at the client, the only side that opens streams."""
+
+    def __init__(
+        self,
+        *,
+        opener: bool,
+        limits: Limits,
+        now: float,
+        peer_floor: int = 0,
+        peer_streams: int = 0,
+    ) -> None:
+        self.opener = opener
+        self.limits = limits
+        self.peer_floor = peer_floor
+        """Credit that the peer gives to every new stream of ours."""
+        self.peer_streams = peer_streams
+        """Streams that the peer lets us have open at once."""
+        self.pool = WindowPool(limits.window_pool)
+        self.gaps = GapPool(limits.max_gaps)
+        self.streams: dict[int, Stream] = {}
+        self.subflows: dict[int, Subflow] = {}
+        self.touched: list[Stream] = []
+        self.opened: list[Stream] = []
+        self.gone: list[Subflow] = []
+        self.ended: tuple[SessionCode, str] | None = None
+        """Why the session ended; everything in it was reset."""
+        self.draining = False
+        """True once this side takes no new streams."""
+        self.peer_draining = False
+        self.streams_opened = 0
+        self.created_at = now
+        self.past = Past()
+        self.past_payload_sent = 0
+        """Bytes that applications wrote to streams that are gone."""
+        self.past_payload_received = 0
+        """In-order bytes received on streams that are gone."""
+        self._readers: dict[int, FrameReader] = {}
+        self._scheduler = Scheduler()
+        self._lanes = Lanes()
+        self._outbox = Outbox(limits)
+        self._own_waiting = False
+        self._starved: dict[Stream, None] = {}
+        # What a client may have sent that is not here yet: its open streams and its resets.
+        self._ids = StreamIds(3 * limits.max_streams)
+        self._held = 0
+        self._now = now
+        self._empty_since: float | None = now
+        self._tick_at = now + 1.0
+        self._feeding: Subflow | None = None
+
+    # --- subflows -----------------------------------------------------------------------
+
+    def may_attach(self, subflow_id: int) -> bool:
+        """True if a new subflow may have this id, and there is room for it."""
+        return subflow_id not in self.subflows and len(self.subflows) < self.limits.max_subflows
+
+    def attach(self, subflow_id: int, now: float, role: Role = Role.BOTH) -> Subflow:
+        """A subflow was authenticated and may carry frames.
+
+        Raises:
+            RemoteError: the id is taken, or there are too many.
+        """
+        if not self.may_attach(subflow_id):
+            raise RemoteError(SessionCode.LIMIT, "too many subflows, or one id used twice")
+        subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
+        self.subflows[subflow_id] = subflow
+        self._readers[subflow_id] = FrameReader(self._on_frame, self._on_data)
+        self._empty_since = None
+        self._lanes.refresh(self.subflows.values())
+        return subflow
+
+    def detach(self, subflow: Subflow, now: float) -> None:
+        """A subflow is gone: what it carried and nobody acknowledged goes out again elsewhere."""
+        if self.subflows.pop(subflow.subflow_id, None) is None:
+            return
+        del self._readers[subflow.subflow_id]
+        subflow.ready = False
+        self._now = now
+        self._lanes.refresh(self.subflows.values())
+        if not self.subflows:
+            self._empty_since = now
+        if self.ended is not None:
+            self.past.add(subflow)
+            return
+        self._reinject(subflow)
+        subflow.inflight.clear()
+        self.past.add(subflow)
+        if self.subflows:
+            # The peer may not have seen it die.
+            self._outbox.hint(Gone(subflow.subflow_id))
+        self._repeat_control(now)
+
+    def retire(self, subflow: Subflow) -> None:
+        """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
+        subflow.retiring = True
+        self._lanes.refresh(self.subflows.values())
+
+    # --- streams ------------------------------------------------------------------------
+
+    def open(self, now: float, target: str = "") -> Stream:
+        """Open a stream. It is sent with its first bytes, or at once if there are none.
+
+        Raises:
+            LocalError: too many streams, or the session has ended.
+        """
+        if not self.opener or self.ended is not None:
+            raise LocalError("cannot open a stream here")
+        if len(self.streams) >= self.limits.max_streams or (
+            self.peer_streams and len(self.streams) >= self.peer_streams
+        ):
+            raise LocalError(f"{len(self.streams)} streams are open, the limit")
+        self._now = now
+        stream = Stream(
+            self, self._ids.allocate(), opener=True, limit=self.peer_floor, target=target
+        )
+        stream.receive.window.start()
+        self.streams[stream.stream_id] = stream
+        self.streams_opened += 1
+        return stream
+
+    def set_peer_limits(self, floor: int, streams: int) -> None:
+        """The server told its limits: streams opened before that may start now."""
+        self.peer_floor = floor
+        self.peer_streams = streams
+        for stream in self.streams.values():
+            stream.send.limit = max(stream.send.limit, floor)
+            self._scheduler.add(stream, self._now)
+            self._touch(stream)
+
+    def room_for(self, stream: Stream) -> int:
+        send = stream.send
+        credit = send.limit - send.buffer.end
+        if credit * 4 < send.limit - send.acked:
+            self._ask_for_credit(stream)
+        room = min(credit, self.limits.backlog - send.backlog)
+        left = self.limits.send_buffer - self._held
+        if left < room:
+            self._starved[stream] = None
+            room = left
+        return max(0, room)
+
+    def on_written(self, stream: Stream, count: int) -> None:
+        self._held += count
+        self._scheduler.add(stream, self._now)
+
+    def on_taken(self, stream: Stream, count: int, now: float) -> None:
+        stream.receive.window.take(count)
+        if stream.receive.fin_at is None and stream.receive.ack_is_urgent:
+            self._outbox.ack(stream, now, urgent=True)
+
+    def finish_if_done(self, stream: Stream) -> None:
+        if stream.reset_code is None and stream.finished:
+            self._forget(stream)
+
+    def reset_stream(self, stream: Stream, code: ResetCode) -> None:
+        """Reset a stream of this side's own accord and tell the peer."""
+        if self.streams.get(stream.stream_id) is not stream:
+            return
+        stream.reset_code = code
+        self._forget(stream)
+        if self.ended is None:
+            try:
+                self._outbox.reset(stream.stream_id, code)
+            except RemoteError as error:
+                self.end(error.code, str(error))
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is on its way and no subflow needs watching."""
+        return not any(
+            subflow.in_flight or subflow.is_carrying() for subflow in self.subflows.values()
+        )
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if no stream is open and nothing waits to be sent."""
+        return not self.streams and not self._outbox
+
+    @property
+    def now(self) -> float:
+        """The time of the last call."""
+        return self._now
+
+    @property
+    def held(self) -> int:
+        """Bytes kept for a possible reinjection."""
+        return self._held
+
+    # --- sending ------------------------------------------------------------------------
+
+    def pick(self, now: float) -> Subflow | None:
+        """The subflow that should send now: the ready one on which a chunk would arrive first.
+
+        None if there is nothing to send, or nobody who could.
+        """
+        if self._own_waiting:
+            waiting = [subflow for subflow in self.subflows.values() if subflow.own]
+            self._own_waiting = bool(waiting)
+            for subflow in waiting:
+                if subflow.ready:
+                    return subflow
+        scheduler = self._scheduler
+        lanes = self._lanes
+        if scheduler.has_small and (swift := lanes.pick_swift(now)) is not None:
+            return swift
+        if self._outbox.urgent and (any_one := lanes.pick_control(now)) is not None:
+            return any_one
+        first = scheduler.first_bulk
+        if first is None:
+            return None
+        return lanes.pick_bulk(first, now)
+
+    def pull(self, subflow: Subflow, now: float) -> tuple[list[Buffer], int]:
+        """What `subflow` sends next, and how many bytes that is: waiting control frames, then
+        about one chunk of data."""
+        self._now = now
+        out: list[Buffer] = []
+        size = 0
+        if self._outbox or subflow.own:
+            blob = b"".join(subflow.own)
+            if blob:
+                subflow.own.clear()
+                subflow.ping_position = subflow.bytes_sent + len(blob)
+            blob += self._outbox.take()
+            out.append(blob)
+            size = len(blob)
+        scheduler = self._scheduler
+        left = min(subflow.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
+        bulk = subflow.lane == BULK
+        frames = 0
+        while left > 0 and frames < MAX_BATCH:
+            stream = scheduler.next(bulk=bulk)
+            if stream is None:
+                break
+            start, stop = stream.send.pull(left)
+            size += self._data_frame(stream, start, stop, out)
+            subflow.carry(stream, start, stop)
+            stream.count_sent(stop - start, now)
+            left -= stop - start
+            frames += 1
+            scheduler.add(stream, now)
+            self._touch(stream)
+        if size:
+            subflow.count_sent(size, now)
+        return out, size
+
+    def _data_frame(self, stream: Stream, start: int, stop: int, out: list[Buffer]) -> int:
+        send = stream.send
+        end = send.buffer.end
+        fin = send.finished and stop > end
+        high = stop - fin
+        if start < 0:
+            low = 0
+            frame: Frame = Open(stream.stream_id, stream.receive.window.tell(), fin, stream.target)
+        else:
+            low = start
+            frame = Data(stream.stream_id, start, fin)
+        header = encode(frame, high - low)
+        out.append(header)
+        send.buffer.slice(low, high, out)
+        return len(header) + high - low
+
+    def on_sample(self, subflow: Subflow, sample: Sample, now: float) -> bool:
+        """What the system knows of a subflow, every SAMPLE_EVERY seconds while not idle().
+
+        True if the subflow should be given up: close and detach it.
+        """
+        others = self.subflows.values()
+        changed = watch.update(subflow, sample, others, now)
+        if changed and subflow.suspect:
+            self._reinject(subflow)
+            self._repeat_control(now)
+        if changed:
+            self._lanes.refresh(others)
+        return watch.is_dead(subflow, others, now)
+
+    def rescue(self, now: float) -> None:
+        """Send ranges that hold up their streams once more. Call it after all samples."""
+        self._now = now
+        for holder, stream, start, stop in watch.rescue(self._lanes, now):
+            if stream.send.on_lost(start, stop):
+                holder.reinjected += stop - start
+                self._scheduler.promote(stream)
+
+    # --- receiving ----------------------------------------------------------------------
+
+    def receive(self, subflow: Subflow, view: memoryview, now: float) -> None:
+        """Bytes arrived on `subflow`.
+
+        Raises:
+            RemoteError: the peer broke the protocol. The caller ends the session with it.
+        """
+        self._now = now
+        subflow.heard_at = now
+        subflow.pinged_at = None
+        subflow.bytes_received += len(view)
+        self._feeding = subflow
+        self._readers[subflow.subflow_id].feed(view)
+
+    def _on_data(self, stream_id: int, offset: int, piece: memoryview, fin: bool) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            known = self._stream_for(stream_id)
+            if known is None:
+                return
+            stream = known
+        receive = stream.receive
+        if receive.accept(offset, piece, fin):
+            self._touch(stream)
+        if stream.open_received:
+            self._outbox.ack(stream, self._now, receive.ack_is_urgent)
+
+    def _stream_for(self, stream_id: int) -> Stream | None:
+        """A frame for a stream that is not in the table: new, refused, or gone."""
+        if self.ended is not None:
+            return None
+        if self.opener:
+            if not self._ids.was_allocated(stream_id):
+                raise RemoteError(SessionCode.PROTOCOL, "frame for a stream never opened")
+        elif self._ids.is_new(stream_id):
+            # The caller has not seen the touched ones yet: opening and resetting in one breath
+            # must not be a way around the limit.
+            most = self.limits.max_streams
+            if len(self.streams) >= most or len(self.touched) >= 2 * most:
+                self._outbox.reset(stream_id, ResetCode.OVERLOADED)
+                return None
+            stream = Stream(self, stream_id, opener=False, limit=0)
+            self.streams[stream_id] = stream
+            return stream
+        if not self._outbox.is_resetting(stream_id):
+            self._outbox.answer(Closed(stream_id))
+        return None
+
+    def _on_frame(self, frame: Frame) -> None:
+        if self.ended is not None:
+            return
+        kind = type(frame)
+        if kind is Ack:
+            self._on_ack(frame)  # type: ignore[arg-type]
+        elif kind is Open:
+            self._on_open(frame)  # type: ignore[arg-type]
+        elif kind is Reset:
+            self._on_reset(frame)  # type: ignore[arg-type]
+        elif kind is ResetAck:
+            self._outbox.reset_confirmed(frame.stream)  # type: ignore[union-attr]
+        elif kind is Closed:
+            self._on_closed(frame)  # type: ignore[arg-type]
+        elif kind is Ping:
+            self._say(self._feeding, Pong(frame.token))  # type: ignore[union-attr]
+        elif kind is Blocked:
+            self._on_blocked(frame)  # type: ignore[arg-type]
+        elif kind is Gone:
+            self._on_gone(frame)  # type: ignore[arg-type]
+        elif kind is Goaway:
+            self._on_goaway(frame)  # type: ignore[arg-type]
+
+    def _on_open(self, frame: Open) -> None:
+        if self.opener:
+            raise RemoteError(SessionCode.PROTOCOL, "OPEN from the server")
+        stream = self.streams.get(frame.stream) or self._stream_for(frame.stream)
+        if stream is None or stream.open_received:
+            return
+        if frame.limit < 0:
+            raise RemoteError(SessionCode.PROTOCOL, "negative limit")
+        stream.open_received = True
+        stream.target = frame.target
+        stream.send.limit = max(stream.send.limit, frame.limit)  # an ACK may have overtaken it
+        self._outbox.ack(stream, self._now, urgent=False)
+        self.streams_opened += 1
+        self.opened.append(stream)
+
+    def _on_ack(self, frame: Ack) -> None:
+        stream = self.streams.get(frame.stream)
+        if stream is None:
+            return
+        send = stream.send
+        before = send.buffer.base
+        if send.on_ack(frame.received, frame.limit):
+            self._let_go(send.buffer.base - before)
+            stream.idle_probes = 0
+            self._scheduler.add(stream, self._now)
+            self._touch(stream)
+            if stream.finished:
+                self._forget(stream)
+
+    def _on_blocked(self, frame: Blocked) -> None:
+        stream = self.streams.get(frame.stream)
+        if stream is None or not stream.open_received:
+            return
+        receive = stream.receive
+        if receive.window.on_blocked(frame.limit, receive.data.ready_bytes):
+            self._outbox.ack(stream, self._now, urgent=True)
+
+    def _on_gone(self, frame: Gone) -> None:
+        subflow = self.subflows.get(frame.subflow)
+        if subflow is not None:
+            self.gone.append(subflow)
+
+    def _on_reset(self, frame: Reset) -> None:
+        self._outbox.answer(ResetAck(frame.stream))
+        self._outbox.reset_confirmed(frame.stream)
+        stream = self.streams.get(frame.stream)
+        if stream is not None:
+            stream.reset_code = reset_code(frame.code)
+            self._touch(stream)
+            self._forget(stream)
+        elif not self.opener:
+            self._ids.is_new(frame.stream)  # it will never be opened any more
+
+    def _on_closed(self, frame: Closed) -> None:
+        """The peer has forgotten a stream that we still hold: our last ACK from it was lost."""
+        stream = self.streams.get(frame.stream)
+        if stream is None:
+            return
+        send = stream.send
+        if send.finished and send.next > send.buffer.end and stream.receive.fin_at is not None:
+            held = send.held
+            send.on_closed()
+            self._let_go(held)
+            if stream.finished:
+                self._forget(stream)
+            return
+        stream.reset_code = ResetCode.CANCELLED
+        self._touch(stream)
+        self._forget(stream)
+
+    def _on_goaway(self, frame: Goaway) -> None:
+        if frame.code == SessionCode.DRAINING:
+            self.peer_draining = True
+            return
+        try:
+            code = SessionCode(frame.code)
+        except ValueError:
+            code = SessionCode.PROTOCOL
+        self.end(code, frame.reason[:MAX_REASON])
+
+    # --- timers and the end ---------------------------------------------------------------
+
+    def deadline(self) -> float:
+        """When on_time() must be called at the latest."""
+        acks_at = self._outbox.acks_at
+        return self._tick_at if acks_at is None else min(acks_at, self._tick_at)
+
+    def on_time(self, now: float) -> list[Subflow]:
+        """Do what is due. Returns the subflows that are dead: close and detach them."""
+        self._now = now
+        self._outbox.on_time(now)
+        if now < self._tick_at or self.ended is not None:
+            return []
+        self._tick_at = now + 1.0
+        for stream in self.streams.values():
+            if liveness.is_stuck(stream, self.limits):
+                self._outbox.add(liveness.probe(stream))
+        self._outbox.repeat_resets()
+        if self._empty_since is not None:
+            if now - self._empty_since >= self.limits.session_timeout:
+                self.end(SessionCode.TIMEOUT, "no subflow for too long")
+            return []
+        dead = []
+        for subflow in self.subflows.values():
+            if liveness.is_dead(subflow, self.limits, now):
+                dead.append(subflow)
+            elif liveness.wants_ping(subflow, self.limits, now):
+                self._say(subflow, Ping(int(now)))
+        return dead
+
+    def end(self, code: SessionCode, reason: str) -> None:
+        """End the session: every stream is reset, the caller closes the subflows."""
+        if self.ended is not None:
+            return
+        self.ended = (code, reason)
+        for stream in list(self.streams.values()):
+            # All that is left to do for a complete stream is between us and the application.
+            if not (stream.send.complete and stream.receive.is_all_here):
+                stream.reset_code = ResetCode.SESSION_LOST
+            self._touch(stream)
+            self._forget(stream)
+        self._outbox.clear()
+        for subflow in self.subflows.values():
+            subflow.own.clear()
+
+    def goaway(self, code: SessionCode, reason: str) -> bytes:
+        """A GOAWAY frame, for the caller to send on each subflow before it closes them."""
+        text = reason.encode()[:MAX_REASON].decode(errors="ignore")
+        return encode(Goaway(int(code), text))
+
+    def drain(self) -> None:
+        """Tell the peer that this side takes no new streams."""
+        self.draining = True
+        self._outbox.add(Goaway(int(SessionCode.DRAINING), "shutting down"))
+
+    # --- internal -------------------------------------------------------------------------
+
+    def _reinject(self, subflow: Subflow) -> None:
+        """What `subflow` carries and nobody acknowledged goes out again elsewhere."""
+        for stream, start, stop in subflow.inflight:
+            if stream.reset_code is None and stream.send.on_lost(start, stop):
+                subflow.reinjected += stop - start
+                self._scheduler.promote(stream)
+
+    def _repeat_control(self, now: float) -> None:
+        """Control frames may have died with a subflow: say all again. They are idempotent."""
+        for stream in self.streams.values():
+            if stream.open_received:
+                self._outbox.ack(stream, now, urgent=True)
+            if not stream.send.lost and liveness.needs_news(stream):
+                self._outbox.add(liveness.probe(stream))
+        self._outbox.repeat_resets()
+        if self.draining:
+            self.drain()
+
+    def _ask_for_credit(self, stream: Stream) -> None:
+        """Tell the peer that a larger window would help; once for each limit."""
+        send = stream.send
+        if send.asked_at < send.limit and send.acked >= 0:
+            send.asked_at = send.limit
+            self._outbox.add(Blocked(stream.stream_id, send.limit))
+
+    def _touch(self, stream: Stream) -> None:
+        if not stream.touched:
+            stream.touched = True
+            self.touched.append(stream)
+
+    def _say(self, subflow: Subflow | None, frame: Frame) -> None:
+        """Queue a frame that must travel on this very subflow."""
+        if subflow is not None and len(subflow.own) < MAX_OWN_FRAMES:
+            subflow.own.append(encode(frame))
+            self._own_waiting = True
+
+    def _let_go(self, count: int) -> None:
+        """`count` bytes need not be held any longer: whoever waits for the room may have it."""
+        self._held -= count
+        if self._starved and 2 * self._held < self.limits.send_buffer:
+            for stream in self._starved:
+                self._touch(stream)
+            self._starved.clear()
+
+    def _forget(self, stream: Stream) -> None:
+        if self.streams.pop(stream.stream_id, None) is None:
+            return
+        self._starved.pop(stream, None)
+        self.past_payload_sent += stream.send.buffer.end
+        self.past_payload_received += stream.receive.data.next
+        held = stream.send.held
+        stream.send.buffer.clear()
+        self._let_go(held)
+        stream.receive.window.close()
+        if stream.reset_code is not None:
+            stream.receive.data.clear()
+            self._outbox.forget(stream)

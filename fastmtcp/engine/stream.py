@@ -1,0 +1,141 @@
+"""One forwarded connection: a send side, a receive side, and what became of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
+from fastmtcp.engine.receive_side import ReceiveSide
+from fastmtcp.engine.send_buffer import Buffer
+from fastmtcp.engine.send_side import SendSide
+
+if TYPE_CHECKING:
+    from fastmtcp.engine.session import Session
+    from fastmtcp.engine.subflow import Subflow
+
+
+class Stream:
+    """The application's side of a stream.
+
+    States: open -> (finished | reset). A stream is finished when both directions are: our FIN is
+    acknowledged, and the application took everything up to the peer's FIN. It is never half
+    there: if it cannot be finished, it is reset at both ends.
+    """
+
+    __slots__ = (
+        "_recent",
+        "_sent_at",
+        "_session",
+        "avoid",
+        "created_at",
+        "idle_probes",
+        "open_received",
+        "probe_mark",
+        "queue",
+        "receive",
+        "rescued_at",
+        "reset_code",
+        "send",
+        "stream_id",
+        "target",
+        "touched",
+        "user",
+    )
+
+    def __init__(
+        self, session: Session, stream_id: int, *, opener: bool, limit: int, target: str = ""
+    ) -> None:
+        self._session = session
+        self.stream_id = stream_id
+        self.created_at = session.now
+        self.target = target
+        self.send = SendSide(opener=opener, limit=limit)
+        self.receive = ReceiveSide(session.limits, session.pool, session.gaps)
+        self.open_received = opener
+        """Data may overtake the OPEN; until that is here nothing is acknowledged."""
+        self.reset_code: ResetCode | None = None
+        """Set once the stream was reset, by either side."""
+        self.user: Any = None
+        """The relay that belongs to this stream."""
+        self.touched = False
+        self.rescued_at = 0.0
+        self.avoid: Subflow | None = None
+        """The subflow that holds up this stream: the copy of the range must not go there."""
+        self.queue: deque[Stream] | None = None
+        """The scheduler's queue that this stream waits in."""
+        self.probe_mark = (-2, -2)
+        self.idle_probes = 0
+        self._recent = 0
+        self._sent_at = 0.0
+
+    # --- what the application does -------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be read from the application now."""
+        if self.send.finished or self.reset_code is not None:
+            return 0
+        return self._session.room_for(self)
+
+    def write(self, view: Buffer) -> None:
+        """The application sent `view`. The stream keeps it until it is data-ACKed.
+
+        Raises:
+            LocalError: after finish().
+        """
+        if self.reset_code is None:
+            self.send.write(view)
+            self._session.on_written(self, len(view))
+
+    def announce(self) -> None:
+        """Open the stream at the peer now, even if there are no bytes to go with the OPEN."""
+        if self.reset_code is None:
+            self._session.on_written(self, 0)
+
+    def finish(self) -> None:
+        """The application sent its FIN."""
+        if self.reset_code is None and not self.send.finished:
+            self.send.finished = True
+            self._session.on_written(self, 0)
+
+    def reset(self, code: ResetCode) -> None:
+        """Give up the stream at both ends."""
+        if self.reset_code is None:
+            self._session.reset_stream(self, code)
+
+    def take(self, count: int, now: float) -> None:
+        """The application took `count` bytes from the front of `receive.data.ready`."""
+        self.receive.data.take(count)
+        self._session.on_taken(self, count, now)
+
+    def take_end(self) -> None:
+        """The application was told of the peer's FIN."""
+        self._session.finish_if_done(self)
+
+    @property
+    def at_end(self) -> bool:
+        """True if the application has taken every byte and the peer's FIN comes next."""
+        return self.receive.complete
+
+    @property
+    def finished(self) -> bool:
+        return self.send.complete and self.receive.complete
+
+    # --- what the scheduler asks ----------------------------------------------------------
+
+    def is_small(self, now: float) -> bool:
+        """True for a stream that should go before bulk: new, or idle until a moment ago."""
+        if self._recent < SMALL_STREAM:
+            return True
+        if now - self._sent_at > IDLE_AFTER:
+            self._recent = 0
+            return True
+        return False
+
+    def count_sent(self, size: int, now: float) -> None:
+        if now - self._sent_at > IDLE_AFTER:
+            self._recent = 0
+        self._recent += size
+        self._sent_at = now

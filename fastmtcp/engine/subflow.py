@@ -1,0 +1,233 @@
+"""What the engine knows of one subflow: what it carries, how fast it is, whether it lives."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fastmtcp.engine.limits import (
+    CHUNK_TIME,
+    LOWAT_TIME,
+    MAX_CHUNK,
+    MAX_LOWAT,
+    MIN_CHUNK,
+    MIN_LOWAT,
+    START_CHUNK,
+    START_LOWAT,
+)
+from fastmtcp.engine.role import Role
+
+if TYPE_CHECKING:
+    from fastmtcp.engine.stream import Stream
+
+_RATE_MEMORY = 1.0
+_SWEEP = 256
+_DEFAULT_RTT = 0.1
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """What the operating system knows of a connection (TCP_INFO, tcp(7)). Bytes and seconds."""
+
+    rtt: float
+    min_rtt: float
+    delivery_rate: float
+    app_limited: bool
+    not_sent: int
+    unacked: int
+    bytes_acked: int
+    peer_window: int = -1
+    """The peer's TCP window, -1 where the system does not tell."""
+
+
+class Subflow:
+    """State of one subflow."""
+
+    __slots__ = (
+        "_acked",
+        "_rates",
+        "_sample_at",
+        "_sent_since",
+        "_sweep_at",
+        "bytes_received",
+        "bytes_sent",
+        "chunk",
+        "created_at",
+        "delivered",
+        "heard_at",
+        "in_flight",
+        "inflight",
+        "lane",
+        "lowat",
+        "not_sent",
+        "own",
+        "peer_window",
+        "ping_position",
+        "pinged_at",
+        "progress_at",
+        "rate",
+        "ready",
+        "reinjected",
+        "retiring",
+        "role",
+        "rtt",
+        "sends",
+        "stalls",
+        "subflow_id",
+        "suspect",
+        "suspect_since",
+        "user",
+    )
+
+    def __init__(
+        self, subflow_id: int, now: float, role: Role = Role.BOTH, *, sends: bool = True
+    ) -> None:
+        self.subflow_id = subflow_id
+        self.role = role
+        self.sends = sends
+        """True if this side may send data on it."""
+        self.user: Any = None
+        """The socket that belongs to this subflow."""
+        self.ready = False
+        """True if the socket would take bytes now."""
+        self.inflight: deque[tuple[Stream, int, int]] = deque()
+        """Ranges in the order in which they were given to this subflow."""
+        self.own: list[bytes] = []
+        """Frames that must travel on this subflow and no other (PING, PONG)."""
+        self.created_at = now
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.reinjected = 0
+        self.heard_at = now
+        self.pinged_at: float | None = None
+        self.ping_position = 0
+        """Bytes sent when the last PING was: it is through when the kernel reports as many."""
+        self.delivered = False
+        """True if something that it carried was acknowledged since this was last cleared."""
+        self.rtt = _DEFAULT_RTT
+        self.rate = 0.0
+        """Bytes a second; 0 while unknown."""
+        self.not_sent = 0
+        self.in_flight = False
+        """True if something, be it a control frame, is not acknowledged by the other kernel."""
+        self.peer_window = -1
+        self.progress_at = now
+        """When the path last got something through, or had nothing to carry."""
+        self.suspect = False
+        """True while the path is silent though it has something to carry."""
+        self.suspect_since = now
+        self.stalls = 0
+        self.lane = 0
+        """What it may carry now: CONTROL, SWIFT or BULK of fastmtcp.engine.lanes."""
+        self.retiring = False
+        """True if it gets nothing new: it is closed when what it carries is acknowledged."""
+        self.chunk = START_CHUNK
+        self.lowat = START_LOWAT
+        self._acked = 0
+        self._rates: deque[tuple[float, float]] = deque()
+        self._sample_at = now
+        self._sent_since = 0
+        self._sweep_at = _SWEEP
+
+    def count_sent(self, size: int, now: float) -> None:
+        self.bytes_sent += size
+        self._sent_since += size
+        if not self.in_flight:
+            # Nobody looked while it was idle: the clock of its progress starts now.
+            self.in_flight = True
+            self.progress_at = now
+
+    def carry(self, stream: Stream, start: int, stop: int) -> None:
+        """Remember that this subflow carries a range, and forget what is acknowledged."""
+        self.is_carrying()
+        self.inflight.append((stream, start, stop))
+        if len(self.inflight) >= self._sweep_at:
+            self._sweep()
+
+    def is_carrying(self) -> bool:
+        """True if it carries anything that is not acknowledged."""
+        inflight = self.inflight
+        while inflight:
+            stream, _, stop = inflight[0]
+            if stream.send.acked < stop and stream.reset_code is None:
+                return True
+            inflight.popleft()
+            self.delivered = True
+        return False
+
+    def _sweep(self) -> None:
+        """A range in front whose stream waits for another subflow must not keep all that was
+        acknowledged behind it."""
+        self.inflight = deque(
+            (stream, start, stop)
+            for stream, start, stop in self.inflight
+            if stream.send.acked < stop and stream.reset_code is None
+        )
+        self._sweep_at = max(_SWEEP, 2 * len(self.inflight))
+
+    def on_sample(self, sample: Sample, now: float) -> None:
+        """Follow the path: its rate sets the low-water mark and the chunk size."""
+        if sample.bytes_acked > self._acked:
+            self._acked = sample.bytes_acked
+            if self.pinged_at is not None and self._acked < self.ping_position:
+                # On a slow line the PING itself waits behind what was sent before it. Once it is
+                # through, only the peer's answer counts: the kernel that took it may be a relay's.
+                self.pinged_at = now
+            self.progress_at = now
+        elif not sample.unacked:
+            self.progress_at = now
+        self.in_flight = sample.unacked > 0 or sample.not_sent > 0
+        self.peer_window = sample.peer_window
+        self.rtt = sample.rtt
+        self.not_sent = sample.not_sent
+        self._sample_at = now
+        self._sent_since = 0
+        rates = self._rates
+        while rates and rates[0][0] < now - _RATE_MEMORY:
+            rates.popleft()
+        # An application-limited sample says what we gave, not what the path can do (see
+        # "delivery rate estimation", draft-cheng-iccrg-delivery-rate-estimation).
+        if not sample.app_limited or sample.delivery_rate > self.rate:
+            while rates and rates[-1][1] <= sample.delivery_rate:
+                rates.pop()
+            rates.append((now, sample.delivery_rate))
+        if rates:
+            self.rate = rates[0][1]
+            self.chunk = max(MIN_CHUNK, min(MAX_CHUNK, int(self.rate * CHUNK_TIME)))
+            self.lowat = max(MIN_LOWAT, min(MAX_LOWAT, int(self.rate * LOWAT_TIME)))
+
+    def arrival(self, now: float) -> float:
+        """Seconds until a byte given to this subflow now would arrive (earliest arrival wins)."""
+        return self._queued(now) + self.rtt / 2
+
+    def drain_time(self, now: float) -> float:
+        """Seconds until all that this subflow carries has arrived, as far as we know."""
+        if self.suspect:
+            return 60.0
+        return self._queued(now) + max(self.rtt, now - self.progress_at)
+
+    def _queued(self, now: float) -> float:
+        rate = self.rate or START_CHUNK / CHUNK_TIME
+        queued = self.not_sent + self._sent_since - rate * (now - self._sample_at)
+        return max(queued, 0.0) / rate
+
+
+class Past:
+    """Sums over the subflows of a session that are gone."""
+
+    __slots__ = ("bytes_received", "bytes_sent", "count", "reinjected", "stalls")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.reinjected = 0
+        self.stalls = 0
+
+    def add(self, subflow: Subflow) -> None:
+        self.count += 1
+        self.bytes_sent += subflow.bytes_sent
+        self.bytes_received += subflow.bytes_received
+        self.reinjected += subflow.reinjected
+        self.stalls += subflow.stalls

@@ -1,0 +1,98 @@
+"""Watches the subflows' progress: silence, and ranges that hold up a stream.
+
+All of it hangs on the samples of the operating system, one for each subflow every 20 ms while
+something is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastmtcp.engine.lanes import Lanes
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.subflow import Sample, Subflow
+
+STALL = 0.2
+"""A subflow with unacknowledged bytes and no progress for this long, seconds, or three round
+trips if that is more, is suspect. A policer or a lost burst recovers sooner."""
+
+REPLACE_AFTER = 3.0
+"""A subflow that has been suspect for this long is closed, and dialled again."""
+
+SAMPLE_EVERY = 0.02
+"""Seconds between the samples of a subflow."""
+
+_FRESH = 0.15
+_SOONER = 0.7
+
+
+def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
+    """True if the path of `subflow` has gone silent.
+
+    It is not the path's fault if the peer's window is closed, or if nobody gets anything through:
+    then the peer is busy, or everything is down and there is nowhere else to go.
+    """
+    if not subflow.in_flight or subflow.peer_window == 0:
+        return False
+    if now - subflow.progress_at < max(STALL, 3 * subflow.rtt):
+        return False
+    return any(
+        other is not subflow
+        and not other.suspect
+        and (not other.in_flight or now - other.progress_at < _FRESH)
+        for other in others
+    )
+
+
+def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: float) -> bool:
+    """Take a sample. True if `subflow` became suspect, or is no longer."""
+    subflow.on_sample(sample, now)
+    if subflow.suspect:
+        if subflow.progress_at > subflow.suspect_since:
+            subflow.suspect = False
+            return True
+        return False
+    if is_stalled(subflow, others, now):
+        subflow.suspect = True
+        subflow.suspect_since = now
+        subflow.stalls += 1
+        return True
+    return False
+
+
+def is_dead(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
+    """True if a suspect subflow should be given up: others work, and it had its time."""
+    return (
+        subflow.suspect
+        and now - subflow.suspect_since >= REPLACE_AFTER
+        and any(not other.suspect for other in others)
+    )
+
+
+def rescue(lanes: Lanes, now: float) -> list[tuple[Subflow, Stream, int, int]]:
+    """Ranges to send once more because they hold up their stream: holder, stream, start, stop.
+
+    A stream with nothing to send, because its window is full or its end has been sent, waits for
+    its lowest range. If that is on a subflow where it will take longer than on the best one that
+    is free, it is sent there too: at most once per round trip.
+    """
+    found = []
+    for holder in lanes.bulk:
+        if not holder.is_carrying():
+            continue
+        stream, start, stop = holder.inflight[0]
+        send = stream.send
+        if send.sendable or not start <= send.acked < stop:
+            continue
+        best = lanes.pick_other(holder, now)
+        if best is None:
+            continue
+        if now - stream.rescued_at < max(best.rtt, 0.02):
+            continue
+        size = min(stop - send.acked, best.chunk)
+        there = best.arrival(now) + size / (best.rate or holder.rate or 1e6)
+        if there < _SOONER * holder.drain_time(now):
+            stream.rescued_at = now
+            stream.avoid = holder
+            found.append((holder, stream, send.acked, send.acked + size))
+    return found

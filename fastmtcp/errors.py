@@ -1,0 +1,27 @@
+"""Errors that reach a user. Engine errors are in `fastmtcp.engine.errors`."""
+
+from __future__ import annotations
+
+
+class FastmtcpError(Exception):
+    """Base of every error that fastmtcp raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(FastmtcpError):
+    """Local misuse: an option, a file or a key is wrong. One line that names the remedy."""
+
+    exit_code = 2
+
+
+class StartError(FastmtcpError):
+    """The program cannot serve here: address in use, no permission, out of descriptors."""
+
+    exit_code = 1
+
+
+class PeerError(FastmtcpError):
+    """The other side broke the protocol or failed to prove itself."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""Owns file descriptors: the loop, buffers, sockets. No policy here."""

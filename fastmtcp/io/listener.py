@@ -1,0 +1,126 @@
+"""Listening sockets of a worker."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+
+from fastmtcp.endpoint import ANY_HOST, Endpoint
+from fastmtcp.errors import StartError
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Address
+
+log = logging.getLogger("fastmtcp.listener")
+
+_BACKLOG = 4096
+_BATCH = 64
+_PAUSE = 0.2
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def addresses(endpoint: Endpoint) -> list[Address]:
+    """Where a listener for `endpoint` binds. Blocks for names: call it before the loop runs.
+
+    Raises:
+        StartError: the name is unknown.
+    """
+    host = None if endpoint.host == ANY_HOST else endpoint.host
+    try:
+        found = socket.getaddrinfo(
+            host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise StartError(f"cannot listen on {endpoint}: {error.strerror}") from None
+    result: list[Address] = []
+    for family, _, _, _, address in found:
+        if family in (socket.AF_INET, socket.AF_INET6) and (family, address) not in result:
+            result.append((family, address))  # type: ignore[arg-type]
+    return result
+
+
+def bind(address: Address, *, shared: bool) -> socket.socket:
+    """A bound socket. With `shared` all workers can bind the same port (SO_REUSEPORT, socket(7)).
+
+    Raises:
+        OSError: as bind(2).
+    """
+    family, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            # The IPv4 wildcard has a socket of its own.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+class Listener:
+    """Accepts connections and hands them, non-blocking, to `on_accept(sock, peer)`.
+
+    When descriptors or memory run out it pauses, and tries again by itself: a level-triggered
+    listener that cannot accept would spin.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        on_accept: Callable[[socket.socket, str], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._on_accept = on_accept
+        self._closed = False
+        self._warned_at = float("-inf")
+        sock.listen(_BACKLOG)
+        loop.watch_level(sock.fileno(), self._on_event)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.unwatch(self._sock.fileno())
+            self._sock.close()
+
+    def _on_event(self, _mask: int) -> None:
+        for _ in range(_BATCH):
+            if self._closed:
+                return
+            try:
+                sock, peer = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._pause(error)
+                # Others are of that one connection, gone before it was accepted (accept(2)).
+                return
+            sock.setblocking(False)
+            try:
+                self._on_accept(sock, str(Endpoint(peer[0], peer[1])))
+            except OSError as error:  # epoll_ctl(2): out of memory or of watches
+                log.warning("connection from %s dropped: %s", peer[0], error.strerror)
+                sock.close()
+
+    def _pause(self, error: OSError) -> None:
+        if self._loop.now - self._warned_at > 60:
+            self._warned_at = self._loop.now
+            log.warning(
+                "cannot accept connections: %s; waiting for others to end "
+                "(raise the limit with ulimit -n)",
+                error.strerror,
+            )
+        self._loop.unwatch(self._sock.fileno())
+        self._loop.call_later(_PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        if not self._closed:
+            self._loop.watch_level(self._sock.fileno(), self._on_event)

@@ -1,0 +1,143 @@
+"""The event loop of a worker: edge-triggered epoll, timers, and things to do next.
+
+Why edge-triggered (epoll(7)): a socket is registered once, for reading and writing, and never
+again; its owner remembers what it can do until the kernel says EAGAIN. Level-triggered, a bulk
+transfer would switch interest on and off with a system call for every chunk.
+
+The kernel traps of it:
+* An edge comes once. Who stops before EAGAIN (or a short read, which says the same for a stream
+  socket) must go on by himself: call_soon().
+* A short read may hide a FIN that is already there, without another edge: EPOLLRDHUP in the event
+  says so, and the owner then reads until 0.
+* A descriptor closed and opened again within one batch of events gets the old one's event. So
+  every handler must bear an event without a cause: its recv() or send() just says EAGAIN.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+
+IN = getattr(select, "EPOLLIN", 1)
+OUT = getattr(select, "EPOLLOUT", 4)
+ERR = getattr(select, "EPOLLERR", 8)
+HUP = getattr(select, "EPOLLHUP", 16)
+RDHUP = getattr(select, "EPOLLRDHUP", 0x2000)
+_EDGE = getattr(select, "EPOLLET", 1 << 31)
+
+READ = IN | HUP | ERR | RDHUP
+"""Events that a reader should look at: errors and hang-ups show at the next recv()."""
+WRITE = OUT | HUP | ERR
+
+_MAX_WAIT = 60.0
+
+Handler = Callable[[int], None]
+
+
+class Timer:
+    """A call in the future; cancel() forgets it."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callable[[], None] | None) -> None:
+        self.when = when
+        self.callback = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Loop:
+    """One per worker. `now` is the monotonic time at which the current batch of events began."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.now = clock()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._soon: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._running = False
+
+    def watch(self, fd: int, handler: Handler) -> None:
+        """Call `handler(events)` at every edge of `fd`, until unwatch().
+
+        A second call hands the descriptor to another owner, who must begin by trying: edges that
+        were told to the first one do not come again.
+        """
+        if fd not in self._handlers:
+            self._epoll.register(fd, IN | OUT | RDHUP | _EDGE)
+        self._handlers[fd] = handler
+
+    def watch_level(self, fd: int, handler: Handler) -> None:
+        """Call `handler(events)` for as long as `fd` is readable (listeners, pipes)."""
+        self._epoll.register(fd, IN)
+        self._handlers[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        """Forget `fd`; call it before closing. A copy of it in another process (after a fork or
+        a handoff) would otherwise go on sending events."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after the events at hand."""
+        self._soon.append(callback)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        return self.call_at(self.clock() + delay, callback)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        """Serve events until stop()."""
+        self._running = True
+        poll = self._epoll.poll
+        handlers = self._handlers
+        soon = self._soon
+        while self._running:
+            try:
+                events = poll(self._timeout(), 256)
+            except InterruptedError:
+                continue
+            self.now = self.clock()
+            for fd, mask in events:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(mask)
+            if self._timers:
+                self._run_timers()
+            for _ in range(len(soon)):
+                soon.popleft()()
+
+    def close(self) -> None:
+        self._handlers.clear()
+        self._epoll.close()
+
+    def _timeout(self) -> float:
+        if self._soon:
+            return 0
+        timers = self._timers
+        while timers and timers[0][2].callback is None:
+            heapq.heappop(timers)
+        if not timers:
+            return _MAX_WAIT
+        return min(_MAX_WAIT, max(0.0, timers[0][0] - self.clock()))
+
+    def _run_timers(self) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= self.now:
+            callback = heapq.heappop(timers)[2].callback
+            if callback is not None:
+                callback()

@@ -1,0 +1,203 @@
+"""One application's socket, and the stream that it belongs to.
+
+The relay reads only what the stream has room for and writes what the stream has ready. Everything
+else (when there is room, what is ready) is the engine's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from itertools import islice
+
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.stream import Stream
+from fastmtcp.io.buffers import BufferPool
+from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop
+from fastmtcp.io.tcp import abort, reset_unless_finished, text_address
+
+log = logging.getLogger("fastmtcp.relay")
+
+_MIN_ROOM = 16 * KIB
+"""Reading less than this at a time would cut the stream into crumbs. It is below a quarter of the
+smallest window, so there is always either this much room, or credit on its way."""
+
+_MAX_VIEWS = 64
+
+
+class Relay:
+    """Connects a connected, non-blocking application socket with a stream."""
+
+    __slots__ = (
+        "_broken",
+        "_fd",
+        "_loop",
+        "_on_close",
+        "_pool",
+        "_progress",
+        "_rdhup",
+        "_readable",
+        "_sock",
+        "_writable",
+        "closed",
+        "read_done",
+        "stream",
+        "write_done",
+    )
+
+    def __init__(
+        self,
+        loop: Loop,
+        pool: BufferPool,
+        sock: socket.socket,
+        stream: Stream,
+        progress: Callable[[], None],
+        on_close: Callable[[Relay], None],
+    ) -> None:
+        """`progress` lets the session send and update what it touched; `on_close` is called
+        once, when the socket has been closed."""
+        self._loop = loop
+        self._pool = pool
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._progress = progress
+        self._on_close = on_close
+        self.stream = stream
+        self._readable = True
+        self._writable = True
+        self._rdhup = False
+        self._broken = False
+        self.read_done = False
+        self.write_done = False
+        self.closed = False
+        stream.user = self
+        reset_unless_finished(sock, True)
+        loop.watch(self._fd, self._on_event)
+
+    def update(self) -> None:
+        """Something happened to the stream: pass on what can be passed on."""
+        if self.closed:
+            return
+        stream = self.stream
+        if stream.reset_code is not None:
+            if stream.reset_code is not ResetCode.CANCELLED:
+                log.warning("stream %d reset: %s", stream.stream_id, stream.reset_code.explanation)
+            self.abort()
+            return
+        if self._writable and stream.receive.data.ready:
+            self._write()
+        if not self.write_done and stream.at_end:
+            self._pass_end()
+        if self._readable and not self.read_done:
+            self._read()
+        if self._broken:
+            self._look_for_reset()
+        if self.read_done and self.write_done:
+            self._close()
+
+    def address(self) -> str:
+        """Of the application; empty once it is gone."""
+        try:
+            return text_address(self._sock.getpeername())
+        except OSError:
+            return ""
+
+    def abort(self) -> None:
+        """Reset the application's connection."""
+        if not self.closed:
+            self._loop.unwatch(self._fd)
+            self.closed = True
+            abort(self._sock)
+            self._on_close(self)
+
+    def _on_event(self, mask: int) -> None:
+        if mask & READ:
+            self._readable = True
+            if mask & RDHUP:
+                self._rdhup = True
+            if mask & ERR:
+                self._broken = True
+        if mask & WRITE:
+            self._writable = True
+        self.update()
+        self._progress()
+
+    def _read(self) -> None:
+        stream = self.stream
+        room = stream.room
+        if room < _MIN_ROOM:
+            return
+        space = self._pool.reserve()
+        if room < len(space):
+            space = space[:room]
+        try:
+            count = self._sock.recv_into(space)
+        except BlockingIOError:
+            self._readable = False
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if not count:
+            self.read_done = True
+            stream.finish()
+            return
+        if count < len(space) and not self._rdhup:
+            self._readable = False
+        stream.write(self._pool.commit(count))
+
+    def _look_for_reset(self) -> None:
+        """A reset shows at the next recv(), behind the bytes that came before it. But after a FIN,
+        or while the stream has no room, there is no recv(), and no other edge comes."""
+        if self.closed or not (self.read_done or self.stream.room < _MIN_ROOM):
+            return
+        self._broken = False
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(OSError(code, os.strerror(code)))
+
+    def _write(self) -> None:
+        stream = self.stream
+        ready = stream.receive.data.ready
+        while ready:
+            views = list(islice(ready, _MAX_VIEWS))
+            try:
+                count = self._sock.sendmsg(views)
+            except BlockingIOError:
+                self._writable = False
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            size = sum(map(len, views))
+            # A bytearray that is still exported could not grow, and a view pins its slab.
+            views.clear()
+            stream.take(count, self._loop.now)
+            if count < size:
+                self._writable = False
+                return
+
+    def _pass_end(self) -> None:
+        self.write_done = True
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._fail(error)
+            return
+        self.stream.take_end()
+
+    def _fail(self, error: OSError) -> None:
+        """The application's connection is gone: reset the stream, so that the other end sees it."""
+        log.debug("stream %d: application connection lost: %s", self.stream.stream_id, error)
+        self.stream.reset(ResetCode.CANCELLED)
+        self.abort()
+
+    def _close(self) -> None:
+        self._loop.unwatch(self._fd)
+        self.closed = True
+        reset_unless_finished(self._sock, False)
+        self._sock.close()
+        self._on_close(self)

@@ -1,0 +1,189 @@
+"""The socket of one subflow: reads everything, sends what the session gives it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fastmtcp.engine.send_buffer import Buffer
+from fastmtcp.engine.subflow import Subflow
+from fastmtcp.io.loop import OUT, RDHUP, READ
+from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
+
+if TYPE_CHECKING:
+    from fastmtcp.io.session_driver import SessionDriver
+
+_READS = 8
+"""Reads in a row before other sockets get their turn."""
+
+_IOV_MAX = 1000
+
+
+class SubflowSocket:
+    """A connected, authenticated, non-blocking socket that carries frames of one session."""
+
+    __slots__ = (
+        "_driver",
+        "_fd",
+        "_lowat",
+        "_out",
+        "_rdhup",
+        "_sock",
+        "closed",
+        "on_lost",
+        "peer",
+        "subflow",
+    )
+
+    def __init__(
+        self,
+        driver: SessionDriver,
+        sock: socket.socket,
+        subflow: Subflow,
+        peer: str,
+        on_lost: Callable[[str], None] | None,
+    ) -> None:
+        self._driver = driver
+        self._sock = sock
+        self._fd = sock.fileno()
+        self.subflow = subflow
+        self.peer = peer
+        self.on_lost = on_lost
+        """Called once with the reason when the subflow died; not when we closed it."""
+        self.closed = False
+        self._out: list[Buffer] = []
+        self._rdhup = False
+        self._lowat = subflow.lowat
+        subflow.user = self
+        subflow.ready = True
+        driver.loop.watch(self._fd, self.on_event)
+
+    def on_event(self, mask: int) -> None:
+        if mask & OUT and not self.subflow.ready:
+            self._flush()
+        if mask & READ:
+            if mask & RDHUP:
+                self._rdhup = True
+            self.read()
+        if not self.closed:
+            self._driver.progress()
+
+    def read(self) -> None:
+        """Take what has arrived. Everything is always read: credit, not the socket, is what
+        keeps a peer from sending."""
+        driver = self._driver
+        pool = driver.pool
+        for _ in range(_READS):
+            if self.closed:
+                return
+            space = pool.reserve()
+            try:
+                count = self._sock.recv_into(space)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                driver.lost(self, error.strerror or str(error))
+                return
+            if not count:
+                driver.lost(self, "closed by the peer")
+                return
+            drained = count < len(space) and not self._rdhup
+            del space
+            driver.received(self, pool.commit(count))
+            if drained:
+                return
+        driver.loop.call_soon(self._read_on)
+
+    def addresses(self) -> tuple[str, str]:
+        """The local and the remote one; empty once the connection is gone."""
+        try:
+            return text_address(self._sock.getsockname()), text_address(self._sock.getpeername())
+        except OSError:
+            return "", ""
+
+    def srtt(self) -> float | None:
+        """Smoothed round-trip time in seconds; None if the system does not tell."""
+        known = sample(self._sock)
+        return None if known is None else round(known.rtt, 6)
+
+    def send(self, buffers: list[Buffer], size: int) -> None:
+        """Send; keep what the socket does not take, and be not ready until it has."""
+        try:
+            count = self._sock.sendmsg(buffers[:_IOV_MAX])
+        except BlockingIOError:
+            count = 0
+        except OSError as error:
+            self._driver.lost(self, error.strerror or str(error))
+            return
+        if count < size:
+            self.subflow.ready = False
+            self._out = _rest(buffers, count)
+
+    def last_words(self, data: bytes) -> None:
+        """Send a farewell if the socket takes it now, and close."""
+        if not self._out:
+            try:
+                self._sock.send(data)
+            except OSError:
+                self.close(reset=True)
+                return
+        self.close(reset=bool(self._out))
+
+    def close(self, *, reset: bool) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._driver.loop.unwatch(self._fd)
+        self._out = []
+        if reset:
+            abort(self._sock)
+        else:
+            self._sock.close()
+
+    def measure(self, now: float) -> None:
+        """Tell the engine what the kernel knows of the path, and follow its low-water mark."""
+        known = sample(self._sock)
+        if known is None:
+            return
+        subflow = self.subflow
+        if self._driver.session.on_sample(subflow, known, now):
+            self._driver.lost(self, "silent while others work")
+            return
+        if abs(subflow.lowat - self._lowat) * 4 > self._lowat:
+            self._lowat = subflow.lowat
+            set_lowat(self._sock, subflow.lowat)
+
+    def _flush(self) -> None:
+        out = self._out
+        while out:
+            try:
+                count = self._sock.sendmsg(out[:_IOV_MAX])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._driver.lost(self, error.strerror or str(error))
+                return
+            out = self._out = _rest(out, count)
+            if out and len(out) < _IOV_MAX:
+                return
+        self.subflow.ready = True
+
+    def _read_on(self) -> None:
+        if not self.closed:
+            self.read()
+        if not self.closed:
+            self._driver.progress()
+
+
+def _rest(buffers: list[Buffer], count: int) -> list[Buffer]:
+    """What remains of `buffers` behind the first `count` bytes."""
+    for index, buffer in enumerate(buffers):
+        size = len(buffer)
+        if count < size:
+            rest = buffers[index:]
+            if count:
+                rest[0] = memoryview(buffer)[count:]
+            return rest
+        count -= size
+    return []

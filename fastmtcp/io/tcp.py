@@ -1,0 +1,123 @@
+"""Socket options and TCP_INFO (tcp(7), linux/tcp.h). What a system lacks is left out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+import sys
+
+from fastmtcp.engine.subflow import Sample
+
+_LINUX = sys.platform == "linux"
+_TCP_INFO = getattr(socket, "TCP_INFO", 11)
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
+_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
+_CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
+
+# struct tcp_info: 8 bytes of flags, 24 u32, then u64 and u32 in groups.
+_LENGTH = 168
+_UNACKED = struct.Struct("=24xI")
+_RTT = struct.Struct("=68xI")
+_ACKED = struct.Struct("=120xQ")
+_NOTSENT = struct.Struct("=144xII")  # not sent, min_rtt
+_RATE = struct.Struct("=160xQ")
+_PEER_WINDOW = struct.Struct("=228xI")
+_LONG = 232
+_RTO_MAX = 44
+"""TCP_RTO_MAX_MS, since Linux 6.15."""
+_ABORT = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
+_MICRO = 1e-6
+
+DEAD_PEER = frozenset(
+    {
+        errno.ECONNRESET,
+        errno.EPIPE,
+        errno.ETIMEDOUT,
+        errno.ECONNABORTED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENETDOWN,
+        errno.ENOTCONN,
+    }
+)
+
+
+def tune(sock: socket.socket) -> None:
+    """Small frames leave at once. Buffer sizes stay untouched: setting one turns the kernel's
+    auto-tuning off."""
+    # EINVAL on macOS for a connection that is reset already; a unix socket has no such option.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def tune_subflow(sock: socket.socket, lowat: int, timeout: float) -> None:
+    """Options of a subflow: see `tune`; bbr where the kernel has it (at 1% loss it keeps 96% of
+    the rate, cubic 4%), and a limit on how long sent bytes may stay unanswered, in seconds."""
+    tune(sock)
+    if not _LINUX:
+        return
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _CONGESTION, b"bbr")
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _USER_TIMEOUT, int(timeout * 1000))
+    # After an outage the kernel would wait for up to two minutes before it tries again.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _RTO_MAX, 1000)
+    set_lowat(sock, lowat)
+
+
+def set_lowat(sock: socket.socket, lowat: int) -> None:
+    """TCP_NOTSENT_LOWAT: the socket takes bytes until this many are unsent, and asks for more
+    when less than half of them are."""
+    if _LINUX:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, lowat)
+
+
+def sample(sock: socket.socket) -> Sample | None:
+    """What the kernel knows of the connection, or None where it does not tell."""
+    if not _LINUX:
+        return None
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LONG)
+    except OSError:
+        return None
+    if len(info) < _LENGTH:
+        return None
+    not_sent, min_rtt = _NOTSENT.unpack_from(info)
+    return Sample(
+        _RTT.unpack_from(info)[0] * _MICRO,
+        min_rtt * _MICRO,
+        float(_RATE.unpack_from(info)[0]),
+        bool(info[7] & 1),
+        not_sent,
+        _UNACKED.unpack_from(info)[0],
+        _ACKED.unpack_from(info)[0],
+        _PEER_WINDOW.unpack_from(info)[0] if len(info) >= _LONG else -1,
+    )
+
+
+def text_address(name: object) -> str:
+    """A name of a TCP socket, as getsockname(2) gives it, as HOST:PORT; else an empty text."""
+    match name:
+        case (str(host), int(port), *_):
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return ""
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with an RST: the peer must not take the end for a clean one (RFC 9293, 3.10.5)."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+    sock.close()
+
+
+def reset_unless_finished(sock: socket.socket, on: bool) -> None:
+    """While this is on, however the socket is closed the peer gets an RST (SO_LINGER, socket(7)):
+    the kernel would end the connections of a killed process with FINs, and a stream cut short
+    would look complete."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT if on else _LINGER_OFF)

@@ -1,0 +1,108 @@
+"""Key files: 256 bits as 64 hexadecimal digits. A key is never part of an error or a log line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import stat
+from pathlib import Path
+
+from fastmtcp.errors import ConfigError, FastmtcpError
+
+KEY_BYTES = 32
+
+_KEY_TEXT = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
+_MAX_FILE = 4096
+# Something long and hexadecimal that stands alone is most likely a key in the wrong place.
+# What is part of a path is not (container file systems have 64-digit directory names).
+_KEY_LIKE = re.compile(r"(?<![\w/.-])[0-9a-fA-F]{48,}(?![\w/-]|\.\w)")
+
+
+def generate(path: str | os.PathLike[str]) -> None:
+    """Write a new random key to a new file that only its owner can read (mode 0600).
+
+    Raises ConfigError if the file exists or cannot be made, FastmtcpError if writing fails.
+    """
+    import secrets
+
+    name = _shown(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError:
+        raise ConfigError(
+            f"key file {name} already exists and is not overwritten; choose another name"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"key file {name} cannot be made: {_reason(error)}") from None
+    try:
+        with open(fd, "w", encoding="ascii") as file:
+            os.fchmod(fd, 0o600)  # a umask such as 0777 would leave a key nobody can read
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise FastmtcpError(f"key file {name} cannot be written: {_reason(error)}") from None
+
+
+def load(path: str | os.PathLike[str]) -> bytes:
+    """Return the 32 bytes of a key file.
+
+    Refuses, with ConfigError, a file that is missing, that is not a regular file, that anybody
+    but its owner has access to, or that holds anything but one key.
+    """
+    name = _shown(path)
+    try:
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"key file {name} does not exist; make one with `fastmtcp keygen {_quoted(path)}`"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"key file {name} cannot be read: {_reason(error)}") from None
+    try:
+        # Checked on the open descriptor: the name may point elsewhere a moment later.
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"key file {name} is not a regular file; name a file with a key")
+        if status.st_mode & 0o077:
+            raise ConfigError(
+                f"key file {name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
+                f"close it with `chmod 600 {_quoted(path)}`"
+            )
+        content = os.read(fd, _MAX_FILE + 1)
+    except OSError as error:
+        raise ConfigError(f"key file {name} cannot be read: {_reason(error)}") from None
+    finally:
+        os.close(fd)
+    match = _KEY_TEXT.fullmatch(content)
+    if match is None or len(content) > _MAX_FILE:
+        raise ConfigError(
+            f"key file {name} does not hold 64 hexadecimal digits and nothing else; "
+            "make a new one with `fastmtcp keygen FILE`"
+        )
+    return bytes.fromhex(match[1].decode("ascii"))
+
+
+def redact(text: str) -> str:
+    """`text` with everything that could be a key put on the command line by mistake hidden."""
+    return _KEY_LIKE.sub("(hidden)", text)
+
+
+def _shown(path: str | os.PathLike[str]) -> str:
+    return redact(str(Path(path)))
+
+
+def _quoted(path: str | os.PathLike[str]) -> str:
+    name = str(Path(path))
+    return "FILE" if redact(name) != name else shlex.quote(name)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    # A ValueError is a NUL in the name.
+    return (error.strerror or "unknown error") if isinstance(error, OSError) else "impossible name"

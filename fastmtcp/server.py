@@ -1,0 +1,337 @@
+"""The server worker: authenticates subflows, owns sessions, connects streams to the target."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from fastmtcp.auth import (
+    SESSION_ID_SIZE,
+    Grant,
+    RefuseCode,
+    RefusedError,
+    ServerHandshake,
+)
+from fastmtcp.config import ServerConfig
+from fastmtcp.engine.errors import ResetCode, SessionCode
+from fastmtcp.engine.limits import START_LOWAT, Limits
+from fastmtcp.engine.role import Role
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.snapshot import Totals, totals
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.subflow import Subflow
+from fastmtcp.io.buffers import BufferPool
+from fastmtcp.io.dialer import Dial
+from fastmtcp.io.handshakes import ServerSocketHandshake, refuse
+from fastmtcp.io.listener import Listener
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.session_driver import SessionDriver
+from fastmtcp.io.tcp import tune, tune_subflow
+from fastmtcp.status import Observed, PathInfo
+
+log = logging.getLogger("fastmtcp.server")
+
+MAX_SESSIONS = 1024
+"""Sessions of one worker: a client that makes ever new ones costs no more than this many."""
+
+MAX_HANDSHAKES = 1024
+"""Connections of one worker that have not proved anything yet: more are closed at once."""
+
+_OWNER = struct.Struct("!H")
+_TICK = 0.5
+
+
+class Handoff(Protocol):
+    """Passes an authenticated connection to the worker that owns its session."""
+
+    def knows(self, owner: int) -> bool:
+        """True if there is a worker of this index."""
+
+    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
+        """False if that worker's queue is full."""
+
+
+class ServerWorker:
+    """Accepts subflows for all workers and runs the sessions that it owns.
+
+    A session's id begins with the index of the worker that owns it, so whichever worker the
+    kernel gives a connection to knows whose it is.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        config: ServerConfig,
+        key: bytes,
+        index: int,
+        sockets: list[socket.socket],
+        handoff: Handoff,
+        limits: Limits | None = None,
+    ) -> None:
+        """`sockets` are bound; `index` is this worker's, from 0."""
+        self._loop = loop
+        self._config = config
+        self._key = key
+        self._index = index
+        self._handoff = handoff
+        self._limits = limits or Limits(session_timeout=config.session_timeout)
+        self._pool = BufferPool()
+        self._resolver = Resolver(loop)
+        self._sessions: dict[bytes, _ServerSession] = {}
+        self._lingering: set[_ServerSession] = set()
+        self.past = Totals()
+        self.is_client = False
+        self.target = str(config.target)
+        self._handshakes: set[ServerSocketHandshake] = set()
+        self._drained: Callable[[], None] | None = None
+        self._draining = False
+        self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
+        loop.call_later(_TICK, self._tick)
+
+    @property
+    def streams(self) -> int:
+        return sum(len(s.driver.session.streams) for s in self._sessions.values())
+
+    @property
+    def sessions(self) -> list[Observed]:
+        return list(self._sessions.values())
+
+    @property
+    def subflows(self) -> int:
+        return sum(len(s.driver.session.subflows) for s in self._sessions.values())
+
+    def drain(self, timeout: float, done: Callable[[], None]) -> None:
+        """Take no new streams, wait up to `timeout` seconds for the open ones, reset those that
+        are left, then call `done`."""
+        if not self._draining:
+            self._draining = True
+            self._drained = done
+            for listener in self._listeners:
+                listener.close()
+            for handshake in list(self._handshakes):
+                handshake.cancel()
+            for session in list(self._sessions.values()):
+                session.driver.session.drain()
+                session.driver.progress()
+        self._loop.call_later(timeout, self._finish)
+        self._check_drained()
+
+    # --- subflows -----------------------------------------------------------------------------
+
+    def _on_accept(self, sock: socket.socket, peer: str) -> None:
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            log.warning("connection from %s dropped: %d handshakes wait", peer, MAX_HANDSHAKES)
+            sock.close()
+            return
+        tune_subflow(sock, START_LOWAT, self._limits.subflow_timeout)
+        self._handshakes.add(
+            ServerSocketHandshake(
+                self._loop, sock, peer, self._key, self._on_proved, self._handshakes.discard
+            )
+        )
+
+    def _on_proved(self, sock: socket.socket, handshake: ServerHandshake, peer: str) -> None:
+        """The client holds the key: go on here or at the session's owner."""
+        joins = handshake.joins
+        if joins:
+            (owner,) = _OWNER.unpack_from(joins)
+            if owner != self._index:
+                if not self._handoff.knows(owner):
+                    # From before a restart with fewer workers.
+                    self._refuse(sock, peer, RefuseCode.UNKNOWN_SESSION, "unknown session")
+                elif self._handoff.send(owner, sock, peer, handshake.export()):
+                    self._loop.unwatch(sock.fileno())
+                    sock.close()
+                else:
+                    self._refuse(sock, peer, RefuseCode.LIMIT, "too many subflows at once")
+                return
+        self._join(sock, handshake, peer)
+
+    def on_handoff(self, sock: socket.socket, peer: str, state: bytes) -> None:
+        """A connection that another worker accepted and authenticated."""
+        self._join(sock, ServerHandshake.restore(self._key, state), peer)
+
+    def _join(self, sock: socket.socket, handshake: ServerHandshake, peer: str) -> None:
+        request = handshake.request
+        assert request is not None
+        session = self._sessions.get(request.session)
+        if session is None:
+            if request.session:
+                self._refuse(sock, peer, RefuseCode.UNKNOWN_SESSION, "unknown session")
+                return
+            if self._draining:
+                self._refuse(sock, peer, RefuseCode.DRAINING, "the server is shutting down")
+                return
+            if len(self._sessions) >= MAX_SESSIONS:
+                self._refuse(sock, peer, RefuseCode.LIMIT, "too many sessions")
+                return
+            session = self._new_session(handshake, peer)
+        elif not handshake.may_join(session.secret):
+            self._refuse(sock, peer, RefuseCode.KEY, "not a member of this session")
+            return
+        elif not session.driver.session.may_attach(request.subflow):
+            self._refuse(sock, peer, RefuseCode.LIMIT, "too many subflows in this session")
+            return
+        # The client forgets a stream a little sooner than we do, so it gets some less.
+        streams = max(1, self._limits.max_streams * 7 // 8)
+        grant = Grant(session.session_id, self._limits.floor_window, streams)
+        try:
+            sock.send(handshake.welcome(grant))
+        except OSError as error:
+            log.info("subflow from %s lost: %s", peer, error.strerror)
+            self._loop.unwatch(sock.fileno())
+            sock.close()
+            return
+        session.driver.attach(
+            sock, request.subflow, peer, None, handshake.early, Role.from_wire(request.role)
+        )
+
+    def _refuse(self, sock: socket.socket, peer: str, code: RefuseCode, message: str) -> None:
+        log.info("subflow from %s refused: %s", peer, message)
+        refuse(self._loop, sock, RefusedError(code, message))
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def _new_session(self, handshake: ServerHandshake, peer: str) -> _ServerSession:
+        session_id = _OWNER.pack(self._index) + os.urandom(SESSION_ID_SIZE - _OWNER.size)
+        engine = Session(opener=False, limits=self._limits, now=self._loop.now)
+        driver = SessionDriver(
+            self._loop,
+            self._pool,
+            engine,
+            partial(self._on_opened, session_id),
+            partial(self._on_session_ended, session_id),
+        )
+        session = _ServerSession(session_id, handshake.session_secret(), driver, peer)
+        self._sessions[session_id] = session
+        return session
+
+    def _on_session_ended(self, session_id: bytes, code: SessionCode, reason: str) -> None:
+        session = self._sessions.pop(session_id)
+        self.past.add(totals(session.session))
+        if session.driver.relays:
+            # Complete streams whose targets still read.
+            self._lingering.add(session)
+        level = logging.INFO if code in _QUIET_ENDS else logging.WARNING
+        log.log(level, "session %s ended: %s", session_id.hex()[:12], reason)
+        self._check_drained()
+
+    def _on_opened(self, session_id: bytes, stream: Stream) -> None:
+        """The client opened a stream: connect it to the target."""
+        if stream.reset_code is not None:
+            return
+        if self._draining:
+            stream.reset(ResetCode.DRAINING)
+            return
+        if stream.target:
+            log.warning(
+                "stream for target %r reset: only %s is served",
+                stream.target[:100],
+                self._config.target,
+            )
+            stream.reset(ResetCode.REFUSED)
+            return
+        _Outgoing(self._loop, self._resolver, self._config, self._sessions[session_id], stream)
+
+    def _tick(self) -> None:
+        self._lingering = {session for session in self._lingering if session.driver.relays}
+        self._check_drained()
+        self._pool.trim()
+        self._loop.call_later(_TICK, self._tick)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _check_drained(self) -> None:
+        everyone = (*self._sessions.values(), *self._lingering)
+        if self._drained and all(session.driver.is_quiet for session in everyone):
+            self._loop.call_soon(self._finish)
+
+    def _finish(self) -> None:
+        done, self._drained = self._drained, None
+        if done is None:
+            return
+        for session in list(self._sessions.values()):
+            session.driver.end(SessionCode.SHUTDOWN, "the server is shutting down")
+        self._resolver.close()
+        done()
+
+
+_QUIET_ENDS = (SessionCode.NORMAL, SessionCode.SHUTDOWN)
+
+
+class _ServerSession:
+    """A session with what a further subflow must know to join it."""
+
+    __slots__ = ("driver", "peer", "secret", "session", "session_id")
+
+    def __init__(self, session_id: bytes, secret: bytes, driver: SessionDriver, peer: str) -> None:
+        self.session_id = session_id
+        self.secret = secret
+        self.driver = driver
+        self.session = driver.session
+        self.peer = _host(peer)
+
+    def paths(self) -> list[PathInfo]:
+        return []  # the client knows; here they show by its addresses
+
+    def path_of(self, subflow: Subflow) -> str:
+        return _host(subflow.user.peer)
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
+
+
+class _Outgoing:
+    """A stream's connection to the target, until it is up."""
+
+    __slots__ = ("_config", "_dial", "_session", "_stream")
+
+    def __init__(
+        self,
+        loop: Loop,
+        resolver: Resolver,
+        config: ServerConfig,
+        session: _ServerSession,
+        stream: Stream,
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._stream = stream
+        stream.user = self
+        self._dial = Dial(
+            loop, resolver, config.target, config.connect_timeout, self._connected, self._failed
+        )
+
+    def update(self) -> None:
+        """The stream was touched: all that matters before the relay exists is its end."""
+        if self._stream.reset_code is not None:
+            self._dial.cancel()
+
+    def _connected(self, sock: socket.socket) -> None:
+        tune(sock)
+        self._session.driver.add_relay(sock, self._stream)
+        self._session.driver.progress()
+
+    def _failed(self, error: OSError, unresolved: bool) -> None:
+        if unresolved:
+            code = ResetCode.UNRESOLVED
+        elif error.errno == errno.ECONNREFUSED:
+            code = ResetCode.REFUSED
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            code = ResetCode.OVERLOADED
+        else:
+            code = ResetCode.UNREACHABLE
+        log.warning(
+            "cannot connect to target %s: %s", self._config.target, error.strerror or str(error)
+        )
+        self._stream.user = None
+        self._stream.reset(code)
+        self._session.driver.progress()

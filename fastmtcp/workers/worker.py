@@ -1,0 +1,132 @@
+"""A worker process: one loop, one role, one channel to the supervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from fastmtcp import logs
+from fastmtcp.config import Config
+from fastmtcp.errors import FastmtcpError
+from fastmtcp.io.loop import Loop
+from fastmtcp.status import Observable
+from fastmtcp.workers.channel import (
+    CannotStart,
+    Channel,
+    Drain,
+    Heartbeat,
+    Message,
+    Serving,
+    StatusRequest,
+)
+from fastmtcp.workers.reporter import Reporter
+
+log = logging.getLogger("fastmtcp.worker")
+
+EXIT_CLEAN = 0
+EXIT_CRASHED = 1
+EXIT_CANNOT_START = 3
+
+_BEAT = 1.0
+
+
+class Role(Observable, Protocol):
+    """What a worker does: fastmtcp.client.ClientWorker or fastmtcp.server.ServerWorker."""
+
+    @property
+    def streams(self) -> int:
+        """Streams that are open."""
+
+    def drain(self, timeout: float, done: Callable[[], None]) -> None:
+        """End within `timeout` seconds, then call `done`."""
+
+
+RoleFactory = Callable[[Loop, Channel], Role]
+
+
+class Worker:
+    """Runs a role until it has drained, or the supervisor is gone."""
+
+    def __init__(self, name: str, config: Config, sock: socket.socket, make: RoleFactory) -> None:
+        self._config = config
+        self._loop = Loop()
+        self._channel = Channel(self._loop, sock, self._on_message, self._on_supervisor_gone)
+        self._name = name
+        self._make = make
+        self._role: Role | None = None
+        self._reporter: Reporter | None = None
+
+    def run(self) -> int:
+        """Serve; returns the exit code of the process."""
+        stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
+        try:
+            self._watch_signals()
+            try:
+                self._role = self._make(self._loop, self._channel)
+            except (FastmtcpError, OSError) as error:
+                self._channel.send(CannotStart(str(error), getattr(error, "exit_code", 1)))
+                return EXIT_CANNOT_START
+            self._reporter = Reporter(self._loop, self._channel, self._role)
+            # What exists now lives as long as the process: the collector need not look at it
+            # again, and pages shared with the supervisor stay shared.
+            gc.collect()
+            gc.freeze()
+            self._channel.send(Serving())
+            self._beat()
+            self._loop.run()
+            return EXIT_CLEAN
+        except Exception:
+            log.exception("worker crashed")
+            return EXIT_CRASHED
+        finally:
+            stop_logs()
+
+    def _beat(self) -> None:
+        assert self._role is not None
+        self._channel.send(Heartbeat(self._role.streams))
+        self._loop.call_later(_BEAT, self._beat)
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, Drain):
+            self._drain(message.timeout)
+        elif isinstance(message, StatusRequest) and self._reporter is not None:
+            self._reporter.on_request(message)
+
+    def _on_supervisor_gone(self) -> None:
+        """Nobody would restart or stop this worker any more. Open streams are reset by the exit:
+        their sockets have unread or unsent data, or the peer sees its session end."""
+        log.error("the supervisor is gone; stopping")
+        self._drain(0)
+
+    def _drain(self, timeout: float) -> None:
+        if self._role is None:
+            self._loop.stop()
+        else:
+            self._role.drain(timeout, self._loop.stop)
+
+    def _watch_signals(self) -> None:
+        """SIGTERM drains (a service manager sends it to every process of the service); SIGINT
+        from a terminal reaches all of them too, but is the supervisor's to answer."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.set_blocking(write, False)
+        signal.signal(signal.SIGTERM, _wake)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def on_signal(_mask: int) -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.read(read, 64)
+            self._drain(self._config.drain_timeout)
+
+        self._loop.watch_level(read, on_signal)
+
+
+def _wake(_number: int, _frame: object) -> None:
+    """The signal is told through the wake-up descriptor."""

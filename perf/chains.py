@@ -1,0 +1,130 @@
+"""The forwarders that are compared: each takes an application's stream over two hops."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fastmtcp.endpoint import Endpoint
+
+from perf.processes import Process, need, running
+
+FASTMTCP = "fastmtcp"
+HAPROXY = "haproxy"
+SOCAT = "socat"
+DIRECT = "direct"
+
+DESCRIPTIONS = {
+    DIRECT: "no forwarder",
+    FASTMTCP: "fastmtcp-client and -server, 1 worker each",
+    HAPROXY: "two HAProxies in a row, mode tcp, nbthread 1 each",
+    SOCAT: "two socats in a row, -b 262144",
+}
+
+
+class Chain(NamedTuple):
+    """A running forwarder: where applications connect, and its processes from there on."""
+
+    entry: Endpoint
+    processes: tuple[Process, ...]
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes]
+
+
+def free_endpoint() -> Endpoint:
+    """A port of 127.0.0.1 that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Endpoint("127.0.0.1", probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def direct(target: Endpoint) -> Iterator[Chain]:
+    yield Chain(target, ())
+
+
+@contextlib.contextmanager
+def fastmtcp(target: Endpoint, connections: int = 4) -> Iterator[Chain]:
+    """fastmtcp over loopback, `connections` subflows between client and server."""
+    middle, entry = free_endpoint(), free_endpoint()
+    with (
+        running("fastmtcp-server", server_command(middle, target)) as server,
+        running("fastmtcp-client", client_command(entry, middle, connections)) as client,
+    ):
+        yield Chain(entry, (client, server))
+
+
+def server_command(listen: Endpoint, target: Endpoint, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "fastmtcp.cli.server", "--workers", "1", "--drain-timeout"]
+    return [*command, "1", "--listen", str(listen), "--target", str(target), *more]
+
+
+def client_command(listen: Endpoint, server: Endpoint, connections: int, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "fastmtcp.cli.client", "--workers", "1", "--drain-timeout"]
+    command += ["1", "--listen", str(listen), "--server", str(server)]
+    return [*command, "--connections", str(connections), *more]
+
+
+@contextlib.contextmanager
+def haproxy(target: Endpoint) -> Iterator[Chain]:
+    """Two HAProxy processes in a row, each copying on one thread."""
+    need("haproxy")
+    middle, entry = free_endpoint(), free_endpoint()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        processes = []
+        for number, (listen, to) in enumerate([(middle, target), (entry, middle)]):
+            path = folder / f"haproxy-{number}.cfg"
+            path.write_text(_haproxy_config(listen, to))
+            name = f"haproxy {number + 1}"
+            process = running(name, ["haproxy", "-db", "-f", str(path)], ready=False)
+            processes.append(stack.enter_context(process))
+            processes[-1].wait_listening(listen.port)
+        yield Chain(entry, tuple(reversed(processes)))
+
+
+def _haproxy_config(listen: Endpoint, target: Endpoint) -> str:
+    return f"""\
+global
+    nbthread 1
+    maxconn 4096
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+listen hop
+    bind {listen}
+    server next {target}
+"""
+
+
+@contextlib.contextmanager
+def socat(target: Endpoint) -> Iterator[Chain]:
+    """Two socats in a row, with larger buffers than the default 8 KiB."""
+    need("socat")
+    middle, entry = free_endpoint(), free_endpoint()
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number, (listen, to) in enumerate([(middle, target), (entry, middle)]):
+            listening = f"TCP-LISTEN:{listen.port},bind={listen.host},fork,reuseaddr,nodelay"
+            command = ["socat", "-b", "262144", listening, f"TCP:{to},nodelay"]
+            name = f"socat {number + 1}"
+            processes.append(stack.enter_context(running(name, command, ready=False)))
+            processes[-1].wait_listening(listen.port)
+        yield Chain(entry, tuple(reversed(processes)))
+
+
+CHAINS: dict[str, Callable[[Endpoint], contextlib.AbstractContextManager[Chain]]] = {
+    DIRECT: direct,
+    FASTMTCP: fastmtcp,
+    HAPROXY: haproxy,
+    SOCAT: socat,
+}

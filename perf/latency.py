@@ -1,0 +1,250 @@
+"""First answer on a long line, and the pause when a subflow is reset."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import click
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.units import parse_delay, parse_rate
+
+from perf import results, tools
+from perf.chains import client_command, server_command
+from perf.command import repeat_option, start
+from perf.network import (
+    SERVER_ADDRESS,
+    Line,
+    Network,
+    become_root,
+    check_netem,
+    make_key,
+    network,
+    server_endpoint,
+    wan_option,
+)
+from perf.processes import BenchmarkError, Process, running
+from perf.results import Run, median_of
+
+ENTRY = Endpoint("127.0.0.1", 7701)
+CONNECTIONS = 4
+SETTLE = 2.0
+APPLICATION = (sys.executable, "-m", "perf.transfer")
+
+
+@contextlib.contextmanager
+def forwarder(names: Network, folder: str, target: Endpoint) -> Iterator[None]:
+    """fastmtcp-server and -client with CONNECTIONS subflows, one in each namespace."""
+    key = ("--key-file", make_key(folder))
+    server = server_command(server_endpoint(), target, *key)
+    client = client_command(ENTRY, server_endpoint(), CONNECTIONS, *key)
+    with (
+        running("fastmtcp-server", [*Network.inside(names.server), *server]),
+        running("fastmtcp-client", [*Network.inside(names.client), *client]),
+    ):
+        yield
+
+
+def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:
+    """Start one end of a transfer in a namespace."""
+    namespace = names.server if at_server else names.client
+    command = [*Network.inside(namespace), *APPLICATION, role, *arguments]
+    return Process(role, command, stdout=True)
+
+
+@click.group("latency.sh", context_settings={"show_default": True})
+def latency() -> None:
+    """Times that matter on a long line: `first-byte` and `recovery`.
+
+    Both need root or user namespaces, and a kernel with netem or a program given by --wan.
+    """
+
+
+def _prepare(line: Line) -> None:
+    become_root("perf.latency", sys.argv[1:])
+    check_netem(line)
+
+
+@latency.command("first-byte")
+@click.option("--rtt", default="200ms", help="Round-trip time of the line.")
+@click.option("--count", default=10, type=click.IntRange(1, 1000), help="Connections in each run.")
+@repeat_option
+@wan_option
+def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
+    """Time from connect() to the first byte of the answer, on new connections."""
+    line = Line(0, parse_delay(rtt), wan)
+    _prepare(line)
+    runs: list[Run] = []
+    # On all addresses of the namespace: direct connections come from the other one.
+    target = Endpoint("0.0.0.0", 5201)
+    entries = {"direct": Endpoint(SERVER_ADDRESS, target.port), "fastmtcp": ENTRY}
+    with tempfile.TemporaryDirectory() as folder, network(line) as names:
+        echo = [*Network.inside(names.server), *APPLICATION, "echo", "--listen", str(target)]
+        with (
+            running("echo", echo),
+            forwarder(names, folder, Endpoint("127.0.0.1", target.port)),
+        ):
+            for _ in range(repeat):
+                for through, entry in entries.items():
+                    runs.append(_ask(names, through, entry, count))
+    rows = []
+    for through in entries:
+        times = [time for run in runs if run["through"] == through for time in run["times_ms"]]
+        rows.append([through, f"{median(times):.1f}", f"{min(times):.1f}", f"{max(times):.1f}"])
+    head = ["first answer byte", "median ms", "least", "most"]
+    settings = {"rtt_s": line.rtt, "count": count, "repeat": repeat}
+    results.finish("first_byte", settings, runs, results.table(head, rows))
+
+
+def _ask(names: Network, through: str, entry: Endpoint, count: int) -> Run:
+    asker = application(names, "ask", False, "--connect", str(entry), "--count", str(count))
+    try:
+        times = json.loads(asker.output(60 + count))["times"]
+    finally:
+        asker.stop()
+    milliseconds = [seconds * 1e3 for seconds in times]
+    results.progress(f"{through}: {median(milliseconds):.1f} ms")
+    return {"through": through, "times_ms": milliseconds}
+
+
+@latency.command("recovery")
+@click.option("--rtt", default="40ms", help="Round-trip time of the line.")
+@click.option("--rate", default="160mbit", help="Limit of each connection, each way.")
+@click.option("--size", default=600, type=click.IntRange(1), metavar="MB", help="To transfer.")
+@click.option("--every", default=1.0, type=click.FloatRange(0.1), help="Seconds between resets.")
+@repeat_option
+@wan_option
+def recovery(rtt: str, rate: str, size: int, every: float, repeat: int, wan: str | None) -> None:
+    """Reset one of four subflows again and again during a transfer, from either side.
+
+    Compares SHA-256 at both ends, and reports the longest pause between two reads at the
+    receiver, to the FIN. `none` is the same transfer without resets.
+    """
+    line = Line(parse_rate(rate), parse_delay(rtt), wan)
+    _prepare(line)
+    runs: list[Run] = []
+    with network(line) as names:
+        for _ in range(repeat):
+            for direction in tools.DIRECTIONS:
+                for interval in (None, every):
+                    runs.append(_transfer(names, direction, size * 1_000_000, interval))
+    rows = []
+    for direction in tools.DIRECTIONS:
+        for resets in (False, True):
+            chosen = {"direction": direction, "with_resets": resets}
+            matching = [run for run in runs if chosen.items() <= run.items()]
+            rows.append(
+                [
+                    direction,
+                    str(sum(run["resets"] for run in matching)) if resets else "none",
+                    "equal" if all(run["equal"] for run in matching) else "DIFFERENT",
+                    f"{median_of(runs, 'longest_pause_ms', **chosen):.0f}",
+                    f"{max(run['longest_pause_ms'] for run in matching):.0f}",
+                    f"{median_of(runs, 'mb_per_s', **chosen):.1f}",
+                ]
+            )
+    head = ["direction", "resets", "SHA-256", "longest pause ms", "of all runs", "MB/s"]
+    settings = {"rtt_s": line.rtt, "rate_bytes_per_s": line.rate, "size_mb": size,
+                "every_s": every, "repeat": repeat, "connections": CONNECTIONS}  # fmt: skip
+    results.finish("recovery", settings, runs, results.table(head, rows))
+    if not all(run["equal"] for run in runs):
+        raise BenchmarkError("what arrived is not what was sent")
+
+
+def _transfer(names: Network, direction: str, size: int, every: float | None) -> Run:
+    target = Endpoint("127.0.0.1", 5201)
+    up = direction == tools.UP
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        jobs = {"send": ("--size", str(size)), "receive": ()}
+        server_role, client_role = ("receive", "send") if up else ("send", "receive")
+        far = application(names, server_role, True, "--listen", str(target), *jobs[server_role])
+        stack.callback(far.stop)
+        far.wait_ready()
+        stack.enter_context(forwarder(names, folder, target))
+        near = application(names, client_role, False, "--connect", str(ENTRY), *jobs[client_role])
+        stack.callback(near.stop)
+        resets = _reset_subflows(names, near, every) if every is not None else 0
+        ends: dict[str, Any] = {
+            client_role: json.loads(near.output(300)),
+            server_role: json.loads(far.output(60)),
+        }
+    received = ends["receive"]
+    equal = all(ends["send"][part] == received[part] for part in ("sha256", "bytes"))
+    pauses = [(seconds * 1e3, at) for seconds, at in received["pauses"]]
+    run = {
+        "direction": direction,
+        "with_resets": every is not None,
+        "resets": resets,
+        "equal": equal,
+        "longest_pause_ms": pauses[0][0],
+        "pauses_ms_at_s": pauses,
+        "mb_per_s": received["bytes"] / received["seconds"] / 1e6,
+    }
+    results.progress(
+        f"{direction}: {resets} resets, longest pause {pauses[0][0]:.0f} ms, "
+        f"{run['mb_per_s']:.1f} MB/s, SHA-256 {'equal' if equal else 'DIFFERENT'}"
+    )
+    return run
+
+
+def _reset_subflows(names: Network, transfer: Process, every: float) -> int:
+    """Reset a subflow every so often while the transfer runs; return how many were."""
+    chance = random.Random(1)
+    count = 0
+    deadline = time.monotonic() + SETTLE
+    while not _ended_by(transfer, deadline):
+        ports = _subflow_ports(names)
+        if ports:
+            # In turns at the client's end and at the server's.
+            _reset(names, chance.choice(ports), at_server=count % 2 == 1)
+            count += 1
+        deadline = max(deadline + every, time.monotonic())
+    if not count:
+        raise BenchmarkError("the transfer was over before any reset; use a larger --size")
+    return count
+
+
+def _ended_by(process: Process, deadline: float) -> bool:
+    """Wait for the end of a process until `deadline` (monotonic); False if it runs on."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.popen.wait(max(0.0, deadline - time.monotonic()))
+        return True
+    return False
+
+
+def _subflow_ports(names: Network) -> list[int]:
+    server = server_endpoint()
+    command = ["ss", "-Htn", "state", "established", "dst", str(server)]
+    done = subprocess.run(
+        [*Network.inside(names.client), *command], capture_output=True, text=True, check=True
+    )
+    return sorted(int(line.split()[2].rpartition(":")[2]) for line in done.stdout.splitlines())
+
+
+def _reset(names: Network, port: int, *, at_server: bool) -> None:
+    """Kill one TCP connection with a RST (ss -K, ss(8)). Raises BenchmarkError if it lives on."""
+    server = server_endpoint()
+    ends = ["src", str(server), "dport", "=", f":{port}"] if at_server else [
+        "dst", str(server), "sport", "=", f":{port}"
+    ]  # fmt: skip
+    namespace = names.server if at_server else names.client
+    subprocess.run(
+        [*Network.inside(namespace), "ss", "-K", *ends], capture_output=True, check=False
+    )
+    if port in _subflow_ports(names) and not at_server:
+        raise BenchmarkError(
+            "ss -K reset nothing: this kernel lacks CONFIG_INET_DIAG_DESTROY; use another kernel"
+        )
+
+
+if __name__ == "__main__":
+    start(latency)

@@ -1,0 +1,105 @@
+"""Memory of fastmtcp: idle, and with a large transfer that waits for a reader that stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+
+import click
+import psutil
+
+from perf import chains, results, tools
+from perf.command import repeat_option, start
+from perf.processes import SAMPLE_EVERY, Meter, Process, pss_of, running
+from perf.results import Run, median_of
+
+SETTLE = 3.0
+# Far enough for the windows to have grown to what a fast line gets.
+STOP_AFTER = 100_000_000
+APPLICATION = (sys.executable, "-m", "perf.transfer")
+SIDES = ("client", "server")
+
+
+def measure_idle() -> Run:
+    """PSS of both sides a few seconds after they are ready, and of the largest process."""
+    with chains.fastmtcp(chains.free_endpoint()) as chain:
+        # Not a wait for something: it is idleness itself that is measured.
+        time.sleep(SETTLE)
+        run: Run = {"case": "idle"}
+        for side, root in zip(SIDES, chain.pids, strict=True):
+            family = [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+            sizes = [pss_of(pid) / 1e6 for pid in family]
+            run[side] = sum(sizes)
+            run[f"{side}_largest_process"] = max(sizes)
+            run[f"{side}_processes"] = len(sizes)
+    return run
+
+
+def measure_stopped(direction: str, size: int, hold: float) -> Run:
+    """Peak PSS of both sides while a transfer waits `hold` seconds for its reader."""
+    target = chains.free_endpoint()
+    up = direction == tools.UP
+    jobs = {"send": ("--size", str(size)), "receive": ("--stop-after", str(STOP_AFTER))}
+    far_role, near_role = ("receive", "send") if up else ("send", "receive")
+    far_command = [*APPLICATION, far_role, "--listen", str(target), *jobs[far_role]]
+    with contextlib.ExitStack() as stack:
+        far = stack.enter_context(running(far_role, far_command, stdin=True, stdout=True))
+        chain = stack.enter_context(chains.fastmtcp(target))
+        near_command = [*APPLICATION, near_role, "--connect", str(chain.entry), *jobs[near_role]]
+        meters = [stack.enter_context(Meter([pid])) for pid in chain.pids]
+        near = Process(near_role, near_command, stdin=True, stdout=True)
+        stack.callback(near.stop)
+        # The reader has stopped by now, and the sender fills whatever there is to fill.
+        time.sleep(hold)
+        run: Run = {"case": f"stopped reader, {direction}"}
+        for side, meter in zip(SIDES, meters, strict=True):
+            run[side] = meter.peak_pss / 1e6
+        reader = far if up else near
+        assert reader.popen.stdin is not None
+        reader.popen.stdin.write("\n")
+        reader.popen.stdin.flush()
+        ends = {near_role: json.loads(near.output(120)), far_role: json.loads(far.output(60))}
+        for side, meter in zip(SIDES, meters, strict=True):
+            run[f"{side}_to_the_end"] = meter.peak_pss / 1e6
+    run["equal"] = ends["send"]["sha256"] == ends["receive"]["sha256"]
+    return run
+
+
+@click.command("memory.sh")
+@click.option("--size", default=600, show_default=True, metavar="MB", help="Of the transfer.")
+@click.option(
+    "--hold",
+    default=8.0,
+    show_default=True,
+    type=click.FloatRange(2 * SAMPLE_EVERY),
+    help="Seconds that the reader stands still.",
+)
+@repeat_option
+def memory(size: int, hold: float, repeat: int) -> None:
+    """Memory (PSS) of each side with one worker and four subflows, in MB.
+
+    Idle, and the peak while a transfer waits for a reader that took 100 MB and stopped; then the
+    reader goes on, and SHA-256 is compared.
+    """
+    runs: list[Run] = []
+    for turn in range(repeat):
+        results.progress(f"run {turn + 1} of {repeat}")
+        runs.append(measure_idle())
+        runs += [measure_stopped(way, size * 1_000_000, hold) for way in tools.DIRECTIONS]
+    rows = [
+        [case, *(f"{median_of(runs, side, case=case):.1f}" for side in SIDES)]
+        for case in dict.fromkeys(run["case"] for run in runs)
+    ]
+    largest = [median_of(runs, f"{side}_largest_process", case="idle") for side in SIDES]
+    rows.insert(1, ["idle, the largest process", *(f"{value:.1f}" for value in largest)])
+    text = results.table(["PSS in MB, all processes of a side", *SIDES], rows)
+    settings = {"size_mb": size, "hold_s": hold, "repeat": repeat, "connections": 4}
+    results.finish("memory", settings, runs, text)
+    if not all(run.get("equal", True) for run in runs):
+        raise click.ClickException("what arrived is not what was sent")
+
+
+if __name__ == "__main__":
+    start(memory)

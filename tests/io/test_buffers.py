@@ -1,0 +1,133 @@
+"""The pool of receive buffers: used again, but never while anybody looks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from fastmtcp.io.buffers import KIB, BufferPool
+
+SLAB = 64 * KIB
+MIN_READ = 16 * KIB
+BIG = 8 * KIB
+"""What is smaller is copied, so that it does not pin a slab."""
+
+
+@pytest.fixture
+def pool() -> BufferPool:
+    return BufferPool(SLAB, MIN_READ, soft_limit=16 * SLAB)
+
+
+def read(pool: BufferPool, content: bytes) -> memoryview:
+    """As a socket does it."""
+    space = pool.reserve()
+    space[: len(content)] = content
+    return pool.commit(len(content))
+
+
+def test_reads_lie_one_behind_the_other(pool: BufferPool) -> None:
+    views = [read(pool, bytes([i]) * BIG) for i in range(4)]
+    assert len({id(view.obj) for view in views}) == 1
+    assert pool.slabs == 1
+    assert [bytes(view) for view in views] == [bytes([i]) * BIG for i in range(4)]
+
+
+def test_a_read_is_offered_enough_space(pool: BufferPool) -> None:
+    for size in (BIG, 3 * BIG, 100, BIG + 1, MIN_READ, 1) * 20:
+        space = pool.reserve()
+        assert MIN_READ <= len(space) <= SLAB
+        space[:size] = b"x" * size
+        pool.commit(size)
+
+
+def test_a_slab_is_used_again_when_the_last_view_is_gone(pool: BufferPool) -> None:
+    for i in range(200):
+        view = read(pool, bytes([i % 251]) * MIN_READ)
+        assert view == bytes([i % 251]) * MIN_READ
+        del view
+    assert pool.slabs <= 2
+
+
+def test_a_slice_of_a_slice_keeps_the_slab(pool: BufferPool) -> None:
+    whole = read(pool, b"keep" * MIN_READ)
+    crumb = whole[4:][:4].cast("B")[1:3]
+    del whole
+    for _ in range(100):
+        read(pool, b"\xff" * MIN_READ)
+    assert bytes(crumb) == b"ee"
+
+
+def test_nothing_is_overwritten_while_a_view_of_it_lives() -> None:
+    """Views live for random times, as those of slow and fast streams do."""
+    rng = random.Random(11)
+    pool = BufferPool(SLAB, MIN_READ, soft_limit=1 << 30)
+    alive: list[tuple[memoryview, bytes]] = []
+    for step in range(5000):
+        content = step.to_bytes(4, "big") * rng.randrange(1, MIN_READ // 4)
+        alive.append((read(pool, content), content))
+        if rng.random() < 0.1:
+            kept, expected = alive[rng.randrange(len(alive))]
+            alive.append((kept[len(kept) // 2 :], expected[len(kept) // 2 :]))
+        while len(alive) > 60 or (alive and rng.random() < 0.4):
+            view, expected = alive.pop(rng.randrange(len(alive)))
+            assert view == expected
+            del view
+            kept = memoryview(b"")
+        if step % 500 == 0:
+            pool.trim()
+    for view, expected in alive:
+        assert view == expected
+    assert pool.slabs < 60 * 2
+
+
+def test_small_reads_do_not_pin_a_slab(pool: BufferPool) -> None:
+    crumbs = [read(pool, bytes([i % 256]) * 10) for i in range(10_000)]
+    assert pool.slabs == 1
+    assert all(crumb == bytes([i % 256]) * 10 for i, crumb in enumerate(crumbs))
+
+
+def test_beyond_the_soft_limit_reads_are_copied_and_nothing_is_allocated(pool: BufferPool) -> None:
+    views = [read(pool, bytes([i % 256]) * MIN_READ) for i in range(400)]
+    # Without the limit these would be 100 slabs.
+    assert pool.slabs <= 18
+    copies = [view.obj for view in views if isinstance(view.obj, bytes)]
+    assert len(copies) > 300
+    assert all(len(copy) == MIN_READ for copy in copies)
+    assert all(view == bytes([i % 256]) * MIN_READ for i, view in enumerate(views))
+
+
+def test_after_the_crowd_has_gone_slabs_are_used_again(pool: BufferPool) -> None:
+    views = [read(pool, b"x" * MIN_READ) for _ in range(400)]
+    before = pool.slabs
+    views.clear()
+    fresh = [read(pool, b"y" * MIN_READ) for _ in range(20)]
+    pool.trim()
+    assert pool.slabs <= before
+    fresh += [read(pool, b"y" * MIN_READ) for _ in range(20)]
+    assert any(not isinstance(view.obj, bytes) for view in fresh)
+
+
+def test_trim_gives_free_slabs_back_and_keeps_those_in_use(pool: BufferPool) -> None:
+    views = [read(pool, bytes([i]) * MIN_READ) for i in range(60)]
+    assert pool.slabs == 15
+    keep = views[::12]
+    del views
+    pool.trim()
+    # Those in use, a few free ones, and the current one.
+    assert len(keep) <= pool.slabs <= len(keep) + 5
+    for view, i in zip(keep, range(0, 60, 12), strict=True):
+        assert view == bytes([i]) * MIN_READ
+    keep.clear()
+    del view
+    pool.trim()
+    assert pool.slabs <= 5
+    assert read(pool, b"again" * 4000) == b"again" * 4000
+
+
+def test_a_stalled_stream_in_front_does_not_stop_the_recycling(pool: BufferPool) -> None:
+    stalled = [read(pool, b"s" * MIN_READ) for _ in range(12)]
+    before = pool.slabs
+    for _ in range(400):
+        read(pool, b"f" * MIN_READ)
+    assert pool.slabs <= before + 3
+    assert all(view == b"s" * MIN_READ for view in stalled)

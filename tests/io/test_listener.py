@@ -1,0 +1,191 @@
+"""Listening sockets: sharing a port, and what happens when descriptors run out."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.errors import StartError
+from fastmtcp.io.listener import Listener, addresses, bind
+from fastmtcp.io.loop import Loop
+
+from tests.io.net import WAIT, run_until, turn
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+class Accepted:
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        self.peers: list[str] = []
+
+    def __call__(self, sock: socket.socket, peer: str) -> None:
+        self.sockets.append(sock)
+        self.peers.append(peer)
+
+
+class TestBind:
+    def test_addresses(self) -> None:
+        assert addresses(Endpoint("127.0.0.1", 80)) == [(socket.AF_INET, ("127.0.0.1", 80))]
+        assert addresses(Endpoint("::1", 80)) == [(socket.AF_INET6, ("::1", 80, 0, 0))]
+        families = {family for family, _ in addresses(Endpoint("*", 80))}
+        assert socket.AF_INET in families
+        with pytest.raises(StartError, match=r"cannot listen on no-such-host\.invalid:80: "):
+            addresses(Endpoint("no-such-host.invalid", 80))
+
+    def test_shared_sockets_share_and_others_do_not(self) -> None:
+        with bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True) as first:
+            where = (socket.AF_INET, first.getsockname())
+            with bind(where, shared=True) as second:
+                assert not second.getblocking()
+                first.listen()
+                second.listen()
+                with pytest.raises(OSError, match="in use"):
+                    bind(where, shared=False)
+
+    def test_the_wildcards_of_both_families_can_have_one_port(self) -> None:
+        with bind((socket.AF_INET6, ("::", 0)), shared=False) as six:
+            six.listen()
+            with bind((socket.AF_INET, ("0.0.0.0", six.getsockname()[1])), shared=False) as four:
+                four.listen()
+
+    def test_a_failed_bind_closes_its_socket(self) -> None:
+        with bind((socket.AF_INET, ("127.0.0.1", 0)), shared=False) as taken:
+            taken.listen()
+            where = (socket.AF_INET, taken.getsockname())
+            numbers = set()
+            for _ in range(3):
+                with pytest.raises(OSError, match="in use"):
+                    bind(where, shared=False)
+                with socket.socket() as probe:
+                    numbers.add(probe.fileno())
+            assert len(numbers) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "host", "shown"),
+    [(socket.AF_INET, "127.0.0.1", "127.0.0.1:"), (socket.AF_INET6, "::1", "[::1]:")],
+)
+def test_accepts_non_blocking_sockets_and_names_the_peer(
+    loop: Loop, family: socket.AddressFamily, host: str, shown: str
+) -> None:
+    accepted = Accepted()
+    sock = bind((family, (host, 0)), shared=True)
+    listener = Listener(loop, sock, accepted)
+    peers = [socket.create_connection(sock.getsockname()[:2], WAIT) for _ in range(100)]
+    run_until(loop, lambda: len(accepted.sockets) == 100)
+    assert all(not s.getblocking() for s in accepted.sockets)
+    assert sorted(accepted.peers) == sorted(f"{shown}{p.getsockname()[1]}" for p in peers)
+    for used in (*peers, *accepted.sockets):
+        used.close()
+    listener.close()
+
+
+def test_after_close_nobody_is_accepted_and_the_port_is_free(loop: Loop) -> None:
+    accepted = Accepted()
+    sock = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+    where = sock.getsockname()
+    listener = Listener(loop, sock, accepted)
+    listener.close()
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(where, WAIT)
+    turn(loop)
+    assert accepted.sockets == []
+
+
+def test_a_connection_that_cannot_be_taken_is_closed_and_the_next_one_served(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    taken: list[socket.socket] = []
+
+    def on_accept(sock: socket.socket, _peer: str) -> None:
+        if not taken:
+            taken.append(sock)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(sock)
+
+    sock = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+    listener = Listener(loop, sock, on_accept)
+    with socket.create_connection(sock.getsockname(), WAIT) as first:
+        run_until(loop, lambda: taken)
+        assert first.recv(1) == b""
+    with socket.create_connection(sock.getsockname(), WAIT):
+        run_until(loop, lambda: len(taken) == 2)
+        assert taken[1].fileno() >= 0
+    assert "dropped: No space left on device" in caplog.text
+    taken[1].close()
+    listener.close()
+
+
+# In a process of its own: lowering the limit would hit the test runner as well.
+_EXHAUSTED = """
+import logging, resource, socket, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from fastmtcp.io.listener import Listener, bind
+from fastmtcp.io.loop import Loop
+
+loop = Loop()
+accepted = []
+wakes = [0]
+sock = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+listener = Listener(loop, sock, lambda s, peer: accepted.append(s))
+peers = [socket.create_connection(sock.getsockname()) for _ in range(50)]
+used = len(__import__("os").listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, used + 50))
+real = listener._on_event
+def counted(mask):
+    wakes[0] += 1
+    real(mask)
+listener._on_event = counted
+loop.unwatch(sock.fileno())
+loop.watch_level(sock.fileno(), counted)
+
+loop.call_later(1.0, loop.stop)
+loop.run()
+print("accepted", len(accepted), "wakes", wakes[0])
+early = len(accepted)
+while accepted:
+    accepted.pop().close()
+total = [early]
+def look():
+    total[0] += len(accepted)
+    while accepted:
+        accepted.pop().close()
+    if total[0] < 50:
+        loop.call_later(0.01, look)
+    else:
+        loop.stop()
+loop.call_soon(look)
+loop.run()
+print("in the end", total[0])
+"""
+
+
+def test_out_of_descriptors_it_pauses_without_spinning_and_resumes() -> None:
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
+    result = subprocess.run(
+        [sys.executable, "-c", _EXHAUSTED], capture_output=True, text=True, timeout=WAIT, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "cannot accept connections: Too many open files; waiting for others to end "
+        "(raise the limit with ulimit -n)"
+    )
+    words = lines[1].split()
+    assert 5 <= int(words[1]) < 50
+    # Every 0.2 seconds, not all the time.
+    assert 2 <= int(words[3]) <= 10
+    assert lines[2] == "in the end 50"
+    assert len(lines) == 3

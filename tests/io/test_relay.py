@@ -1,0 +1,234 @@
+"""Applications' sockets: data, half-close, reset and slow readers, both ways."""
+
+from __future__ import annotations
+
+import select
+import socket
+
+import pytest
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.limits import KIB, MIB, Limits
+
+from tests.io.joined import Joined
+from tests.io.net import WAIT, Background, abort, data, fill, is_reset, read_all, read_exactly
+
+SMALL = Limits(window_pool=2 * MIB, send_buffer=2 * MIB, max_window=1 * MIB)
+
+
+def send_and_finish(sock: socket.socket, content: bytes) -> None:
+    sock.sendall(content)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def ends(joined: Joined, from_target: bool) -> tuple[socket.socket, socket.socket]:
+    """The two ends of a stream; the first is the one that does something."""
+    application, target = joined.pair()
+    return (target, application) if from_target else (application, target)
+
+
+both_ways = pytest.mark.parametrize("from_target", [False, True], ids=["up", "down"])
+
+
+def test_bytes_pass_both_ways_at_once() -> None:
+    up, down = data(9_000_001, 1), data(7_000_003, 2)
+    with Joined() as joined:
+        application, target = joined.pair()
+        works = (
+            Background(send_and_finish, application, up),
+            Background(send_and_finish, target, down),
+        )
+        got_down, got_up = Background(read_all, application), Background(read_all, target)
+        joined.run(*works, got_down, got_up)
+        assert got_up.result() == up
+        assert got_down.result() == down
+        joined.until(joined.is_empty)
+
+
+@both_ways
+def test_a_half_closed_stream_still_carries_the_answer(from_target: bool) -> None:
+    question, answer = data(300_000, 3), data(2_000_000, 4)
+    with Joined() as joined:
+        one, other = ends(joined, from_target)
+        asking = Background(send_and_finish, one, question)
+        asked = Background(read_all, other)
+        joined.run(asking, asked)
+        assert asked.result() == question
+        assert not is_reset(one)
+        one.settimeout(WAIT)
+        answering = Background(send_and_finish, other, answer)
+        answered = Background(read_all, one)
+        joined.run(answering, answered)
+        assert answered.result() == answer
+        joined.until(joined.is_empty)
+
+
+@both_ways
+@pytest.mark.parametrize("size", [0, 1, 5, 16 * KIB, 700_000])
+def test_data_and_fin_at_once(from_target: bool, size: int) -> None:
+    """The FIN is there before the relay reads the first byte: no further edge tells of it."""
+    with Joined() as joined:
+        one, other = ends(joined, from_target)
+        sending = Background(send_and_finish, one, data(size))
+        if size <= 16 * KIB:
+            sending.result()
+        got = Background(read_all, other)
+        joined.run(sending, got)
+        assert got.result() == data(size)
+
+
+def test_an_application_that_finished_before_anything_was_set_up() -> None:
+    with Joined(subflows=0) as joined:
+        application, _ = joined.application()
+        send_and_finish(application, b"early")
+        joined.add_subflow()
+        target = joined.target()
+        got = Background(read_all, target)
+        joined.run(got)
+        assert got.result() == b"early"
+
+
+@both_ways
+@pytest.mark.parametrize("half_closed", ["no", "by the one", "by the other"])
+def test_a_reset_passes_through(from_target: bool, half_closed: str) -> None:
+    with Joined() as joined:
+        one, other = ends(joined, from_target)
+        one.sendall(b"x")
+        if half_closed == "by the one":
+            one.shutdown(socket.SHUT_WR)
+        elif half_closed == "by the other":
+            other.shutdown(socket.SHUT_WR)
+        got = Background(other.recv, 1)
+        joined.run(got)
+        assert got.result() == b"x"
+        abort(one)
+        joined.until(lambda: is_reset(other), "the other end is reset")
+        joined.until(joined.is_empty)
+
+
+@both_ways
+def test_a_reset_passes_by_data_that_nobody_reads(from_target: bool) -> None:
+    """With all windows full the relay has no reason to read, but must see the reset."""
+    with Joined(limits=SMALL) as joined:
+        one, other = ends(joined, from_target)
+        full = [0]
+
+        def stuck() -> bool:
+            sent = fill(one)
+            full[0] = full[0] + 1 if not sent else 0
+            return full[0] > 50
+
+        joined.until(stuck, "the sender is held up")
+        abort(one)
+        # Everything on the way may be dropped, the reset may not.
+        joined.until(joined.is_empty, "the stream is gone although its reader has stopped")
+        assert is_reset(other)
+
+
+@both_ways
+def test_a_reset_of_a_reader_stops_the_sender(from_target: bool) -> None:
+    with Joined() as joined:
+        one, other = ends(joined, from_target)
+
+        def send_for_ever() -> None:
+            block = bytes(1 << 16)
+            while True:
+                one.sendall(block)
+
+        sending = Background(send_for_ever)
+        reading = Background(read_exactly, other, 5_000_000)
+        joined.run(reading)
+        abort(other)
+        joined.run(sending)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            sending.result()
+        joined.until(joined.is_empty)
+
+
+def test_closing_with_unread_data_is_a_reset_too() -> None:
+    """close(2) with bytes unread sends an RST (RFC 2525, 2.17): many programs end like that."""
+    with Joined() as joined:
+        application, target = joined.pair()
+        target.sendall(b"unread")
+        joined.until(lambda: select.select([application], [], [], 0)[0])
+        application.close()
+        joined.until(lambda: is_reset(target))
+        joined.until(joined.is_empty)
+
+
+@both_ways
+def test_a_reader_that_stops_holds_its_sender_and_nobody_else(from_target: bool) -> None:
+    content = data(3_000_000)
+    with Joined(limits=SMALL) as joined:
+        one, other = ends(joined, from_target)
+        sent = 0
+        idle = 0
+
+        def stuck() -> bool:
+            nonlocal sent, idle
+            took = fill(one)
+            sent += took
+            idle = 0 if took else idle + 1
+            return idle > 50
+
+        joined.until(stuck, "the sender is held up")
+        for side in (joined.client, joined.server):
+            assert side.session.held <= SMALL.send_buffer
+            # Windows, and slabs that are pinned in part.
+            assert side.pool.slabs * side.pool.slab_size <= 16 * MIB
+        for _ in range(3):
+            near, far = joined.pair()
+            works = (Background(send_and_finish, near, content), Background(read_all, far))
+            joined.run(*works)
+            assert works[1].result() == content
+            far.close()
+        got = Background(read_exactly, other, sent)
+        joined.run(got)
+        assert got.result() == bytes(sent)
+        one.settimeout(WAIT)
+        one.sendall(b"on")
+        more = Background(read_exactly, other, 2)
+        joined.run(more)
+        assert more.result() == b"on"
+
+
+def test_the_server_may_speak_first() -> None:
+    with Joined() as joined:
+        application, target = joined.pair()
+        target.sendall(b"220 hello")
+        got = Background(application.recv, 100)
+        joined.run(got)
+        assert got.result() == b"220 hello"
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_reset_stream_resets_its_application_and_says_why(
+    side: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Joined() as joined:
+        application, target = joined.pair()
+        (stream,) = getattr(joined, side).session.streams.values()
+        stream.reset(ResetCode.REFUSED)
+        stream.user.update()
+        getattr(joined, side).driver.progress()
+        joined.until(lambda: is_reset(application) and is_reset(target))
+        assert "reset: the target refused the connection" in caplog.text
+        joined.until(joined.is_empty)
+
+
+def test_streams_that_end_leave_nothing_behind() -> None:
+    with Joined(subflows=2) as joined:
+        for number in range(60):
+            application, target = joined.pair()
+            content = data(number * 500)
+            got = Background(read_all, target)
+            send_and_finish(application, content)
+            joined.run(got)
+            assert got.result() == content
+            if number % 3 == 0:
+                abort(target)
+            else:
+                target.close()
+            application.close()
+        joined.until(joined.is_empty)
+        assert joined.client.session.pool.free == Limits().window_pool
+        assert joined.server.session.pool.free == Limits().window_pool

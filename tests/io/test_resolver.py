@@ -1,0 +1,144 @@
+"""Name look-up: at once for addresses, on a thread for names."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Address, Resolver, numeric
+
+from tests.io.net import WAIT, run_until, turn
+
+Result = list[Address] | OSError
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def resolver(loop: Loop) -> Iterator[Resolver]:
+    resolver = Resolver(loop)
+    yield resolver
+    resolver.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", (socket.AF_INET, ("127.0.0.1", 80))),
+        ("::1", (socket.AF_INET6, ("::1", 80, 0, 0))),
+        ("localhost", None),
+        ("127.0.0.1.example", None),
+        ("", None),
+    ],
+)
+def test_numeric(host: str, expected: Address | None) -> None:
+    assert numeric(host, 80) == (expected if host else numeric("", 80))
+
+
+def test_an_address_is_answered_at_once_and_without_a_thread(resolver: Resolver) -> None:
+    before = threading.active_count()
+    answers: list[Result] = []
+    for _ in range(3):
+        resolver.resolve("127.0.0.1", 5201, answers.append)
+    assert answers == [[(socket.AF_INET, ("127.0.0.1", 5201))]] * 3
+    assert threading.active_count() == before
+
+
+def test_a_name_is_answered_from_the_loop(loop: Loop, resolver: Resolver) -> None:
+    answers: list[Result] = []
+    threads: list[threading.Thread] = []
+
+    def on_answer(result: Result) -> None:
+        answers.append(result)
+        threads.append(threading.current_thread())
+
+    resolver.resolve("localhost", 5201, on_answer)
+    assert answers == []
+    run_until(loop, lambda: answers)
+    assert threads == [threading.current_thread()]
+    (found,) = answers
+    assert isinstance(found, list)
+    assert {address[0] for _, address in found} <= {"127.0.0.1", "::1"}
+    assert all(address[1] == 5201 for _, address in found)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64 + ".invalid", "a..b"])
+def test_an_unknown_name_is_an_error_and_not_a_crash(
+    loop: Loop, resolver: Resolver, host: str
+) -> None:
+    answers: list[Result] = []
+    resolver.resolve(host, 80, answers.append)
+    run_until(loop, lambda: answers)
+    assert isinstance(answers[0], OSError)
+    assert answers[0].strerror or str(answers[0])
+
+
+def test_a_slow_name_does_not_hold_the_others_up(
+    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: str, *arguments: object, **options: object) -> object:
+        if host == "slow.invalid" and not options.get("flags"):
+            assert release.wait(WAIT)
+            host = "localhost"
+        return real(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+    late: list[Result] = []
+    answers: list[Result] = []
+    for _ in range(3):
+        resolver.resolve("slow.invalid", 80, late.append)
+    for _ in range(5):
+        resolver.resolve("localhost", 80, answers.append)
+    run_until(loop, lambda: len(answers) == 5)
+    assert late == []
+    release.set()
+    run_until(loop, lambda: len(late) == 3)
+
+
+def test_many_questions_need_few_threads(loop: Loop, resolver: Resolver) -> None:
+    before = threading.active_count()
+    answers: list[Result] = []
+    for _ in range(500):
+        resolver.resolve("localhost", 80, answers.append)
+    assert threading.active_count() <= before + 4
+    run_until(loop, lambda: len(answers) == 500)
+
+
+def test_a_look_up_that_ends_after_the_close_harms_nobody(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver = Resolver(loop)
+    release = threading.Event()
+    left = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: str, *arguments: object, **options: object) -> object:
+        if options.get("flags"):
+            raise socket.gaierror
+        assert release.wait(WAIT)
+        left.set()
+        return real(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+    answers: list[Result] = []
+    resolver.resolve("localhost", 80, answers.append)
+    resolver.close()
+    release.set()
+    assert left.wait(WAIT)
+    deadline = time.monotonic() + WAIT
+    while any(t.name == "resolver" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        turn(loop)
+    assert answers == []

@@ -1,0 +1,249 @@
+"""Who gets into which session of a server worker, over real connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+from fastmtcp import server as server_module
+from fastmtcp.auth import (
+    NONCE_SIZE,
+    SESSION_ID_SIZE,
+    ClientHandshake,
+    Membership,
+    RefuseCode,
+    RefusedError,
+    ServerHandshake,
+)
+from fastmtcp.config import ServerConfig
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.codec import encode
+from fastmtcp.engine.frames import Open
+from fastmtcp.engine.limits import Limits
+from fastmtcp.io.listener import bind
+from fastmtcp.io.loop import Loop
+from fastmtcp.server import ServerWorker
+
+from tests.io.net import WAIT, Background, run_until, turn
+
+KEY = bytes(range(32))
+INDEX = 5
+LIMITS = Limits(max_subflows=3)
+
+
+class Inboxes:
+    """Takes connections for other workers, or has no room for them."""
+
+    def __init__(self) -> None:
+        self.has_room = True
+        self.passed: list[tuple[int, socket.socket, str, bytes]] = []
+
+    def knows(self, owner: int) -> bool:
+        return True
+
+    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
+        if self.has_room:
+            # The other process gets a descriptor of its own.
+            self.passed.append((owner, sock.dup(), peer, state))
+        return self.has_room
+
+
+class Server:
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.inboxes = Inboxes()
+        listening = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+        self.address = listening.getsockname()
+        self.target = socket.create_server(("127.0.0.1", 0))
+        config = ServerConfig(target=Endpoint("127.0.0.1", self.target.getsockname()[1]))
+        self.worker = ServerWorker(self.loop, config, KEY, INDEX, [listening], self.inboxes, LIMITS)
+        self.sockets: list[socket.socket] = []
+        self.drained: list[bool] = []
+        self._subflow = 0
+
+    def connect(self) -> socket.socket:
+        sock = socket.create_connection(self.address, WAIT)
+        self.sockets.append(sock)
+        return sock
+
+    def shake(self, join: Membership | None = None, subflow: int | None = None) -> ClientHandshake:
+        """Connect and run the client's side. Raises RefusedError as that does."""
+        if subflow is None:
+            subflow = self._subflow
+            self._subflow += 1
+        sock = self.connect()
+        handshake = ClientHandshake(KEY, os.urandom(NONCE_SIZE), subflow, join)
+
+        def run() -> None:
+            sock.sendall(handshake.hello)
+            while handshake.grant is None and (part := sock.recv(4096)):
+                sock.sendall(handshake.feed(part))
+
+        work = Background(run)
+        run_until(self.loop, lambda: work.done or self.inboxes.passed, "the handshake ends")
+        if not self.inboxes.passed:
+            work.result()
+        return handshake
+
+    def new_session(self) -> Membership:
+        membership = self.shake().membership
+        assert membership is not None
+        return membership
+
+    def receive(self, subflow: int, join: Membership | None) -> ClientHandshake:
+        """A connection comes from another worker; returns the client's side at its end."""
+        near, far = socket.socketpair()
+        self.sockets.append(near)
+        near.settimeout(WAIT)
+        far.setblocking(False)
+        client = ClientHandshake(KEY, os.urandom(NONCE_SIZE), subflow, join)
+        accepting = ServerHandshake(KEY, os.urandom(NONCE_SIZE))
+        accepting.feed(client.feed(accepting.feed(client.hello)))
+        self.worker.on_handoff(far, "somebody", accepting.export())
+        client.feed(near.recv(4096))
+        return client
+
+    def drain(self, timeout: float) -> None:
+        self.worker.drain(timeout, lambda: self.drained.append(True))
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+        self.drain(0)
+        run_until(self.loop, lambda: self.drained, "the worker ends")
+        self.target.close()
+        assert self.loop._handlers == {}, "descriptors are still watched after the end"
+        self.loop.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+def refused(server: Server, join: Membership | None = None, subflow: int | None = None) -> object:
+    """The code with which a handshake is refused."""
+    with pytest.raises(RefusedError) as caught:
+        server.shake(join, subflow)
+    return caught.value.code
+
+
+def test_a_session_and_its_members(server: Server) -> None:
+    membership = server.new_session()
+    assert membership.session[:2] == INDEX.to_bytes(2)
+    for _ in range(2):
+        assert server.shake(membership).grant is not None
+    assert server.worker.subflows == 3
+    other = server.new_session()
+    assert other.session != membership.session
+    assert other.secret != membership.secret
+    assert server.worker.subflows == 4
+
+
+def test_the_key_does_not_open_the_sessions_of_others(server: Server) -> None:
+    first, second = server.new_session(), server.new_session()
+    for secret in (second.secret, KEY, bytes(32)):
+        assert refused(server, Membership(first.session, secret)) is RefuseCode.KEY
+    assert server.worker.subflows == 2
+
+
+def test_a_session_that_is_not_known(server: Server) -> None:
+    strange = Membership(INDEX.to_bytes(2) + bytes(SESSION_ID_SIZE - 2), bytes(32))
+    assert refused(server, strange) is RefuseCode.UNKNOWN_SESSION
+
+
+def test_too_many_subflows_or_one_id_used_twice(server: Server) -> None:
+    membership = server.shake(subflow=40).membership
+    assert refused(server, membership, 40) is RefuseCode.LIMIT
+    server.shake(membership, 41)
+    server.shake(membership, 42)
+    assert refused(server, membership, 43) is RefuseCode.LIMIT
+    # Refusals cost the session nothing.
+    assert server.worker.subflows == 3
+
+
+def test_too_many_sessions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_SESSIONS", 2)
+    membership = server.new_session()
+    server.new_session()
+    assert refused(server) is RefuseCode.LIMIT
+    assert server.shake(membership).grant is not None
+
+
+def test_too_many_handshakes_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 3)
+    silent = [server.connect() for _ in range(3)]
+    turn(server.loop, 10)
+    late = server.connect()
+    got = Background(late.recv, 10)
+    run_until(server.loop, lambda: got.done)
+    assert got.result() == b""
+    for sock in silent:
+        # Not because its time was up, which would have been theirs first.
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(10)
+        sock.close()
+    turn(server.loop, 10)
+    assert server.shake().grant is not None
+
+
+class TestHandingOver:
+    OTHER = 2
+
+    def test_a_connection_goes_to_its_sessions_owner(self, server: Server) -> None:
+        theirs = Membership(self.OTHER.to_bytes(2) + b"x" * (SESSION_ID_SIZE - 2), b"s" * 32)
+        handshake = server.shake(theirs)
+        ((owner, sock, peer, state),) = server.inboxes.passed
+        with sock:
+            assert owner == self.OTHER
+            assert sock.getpeername() == server.sockets[0].getsockname()
+            assert peer == f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            restored = ServerHandshake.restore(KEY, state)
+            assert restored.joins == theirs.session
+            assert restored.may_join(theirs.secret)
+            # This worker has nothing to do with it any more, and the connection lives.
+            assert sock.fileno() not in server.loop._handlers
+            assert server.worker.subflows == 0
+            assert handshake.grant is None
+            server.sockets[0].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                server.sockets[0].recv(1)
+
+    def test_without_room_in_the_inbox_it_is_refused(self, server: Server) -> None:
+        server.inboxes.has_room = False
+        theirs = Membership(self.OTHER.to_bytes(2) + b"x" * (SESSION_ID_SIZE - 2), b"s" * 32)
+        # Not as an unknown session: the client would give that up, with all its streams.
+        assert refused(server, theirs) is RefuseCode.LIMIT
+
+    def test_the_owner_goes_on_where_the_other_worker_stopped(self, server: Server) -> None:
+        membership = server.new_session()
+        assert server.receive(99, membership).grant is not None
+        assert server.worker.subflows == 2
+
+    def test_the_owner_checks_the_secret_itself(self, server: Server) -> None:
+        membership = server.new_session()
+        with pytest.raises(RefusedError) as caught:
+            server.receive(99, Membership(membership.session, KEY))
+        assert caught.value.code is RefuseCode.KEY
+        assert server.worker.subflows == 1
+
+
+def test_while_it_drains_members_may_join_and_nobody_else(server: Server) -> None:
+    membership = server.new_session()
+    # A stream that is open keeps the worker from ending.
+    server.sockets[0].sendall(encode(Open(0, 1000, False, ""), 0))
+    run_until(server.loop, lambda: server.worker.streams == 1)
+    server.drain(600)
+    turn(server.loop, 5)
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()
+    assert server.receive(7, membership).grant is not None
+    with pytest.raises(RefusedError) as caught:
+        server.receive(8, None)
+    assert caught.value.code is RefuseCode.DRAINING
+    assert not server.drained

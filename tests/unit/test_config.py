@@ -1,0 +1,534 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fastmtcp import config
+from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.errors import ConfigError
+from fastmtcp.path import PathSpec
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+HEX = "0123456789abcdef" * 4
+BOTH: list[type[config.Config]] = [ServerConfig, ClientConfig]
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "fastmtcp.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def refusal(config_type: type[config.Config], path: str | None, **overrides: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.load(config_type, path, overrides)
+    message = str(caught.value)
+    assert message.splitlines() == [message]
+    assert caught.value.exit_code == 2
+    return message
+
+
+def test_server_defaults() -> None:
+    loaded = config.load(ServerConfig, None, {})
+    assert loaded == ServerConfig()
+    assert loaded.listen == (Endpoint("127.0.0.1", 7700),)
+    assert loaded.target == Endpoint("127.0.0.1", 5201)
+    assert loaded.workers is None
+    assert loaded.key_file is None
+    assert (loaded.log_level, loaded.log_format) == ("info", "text")
+    assert (loaded.drain_timeout, loaded.connect_timeout) == (30, 10)
+
+
+def test_client_defaults_reach_the_default_server() -> None:
+    loaded = config.load(ClientConfig, None, {})
+    assert loaded.listen == (Endpoint("127.0.0.1", 7701),)
+    assert tuple(path.endpoint for path in loaded.server) == ServerConfig().listen
+    assert loaded.connections == 4
+    assert (loaded.egress, loaded.express) == ("off", True)
+    assert loaded.workers is None
+
+
+SERVER_FILE = """
+listen = ["127.0.0.1:1", "[::1]:2"]
+target = "example.com:80"
+workers = 3
+key_file = "/etc/fastmtcp.key"
+log_level = "debug"
+log_format = "json"
+drain_timeout = 0
+control = "edge.1"
+connect_timeout = 2.5
+session_timeout = 1
+"""
+CLIENT_FILE = """
+listen = "127.0.0.1:1"
+server = ["a:1", "b:2"]
+connections = 60
+egress = "auto"
+express = false
+workers = 256
+key_file = "/etc/fastmtcp.key"
+log_level = "error"
+log_format = "text"
+drain_timeout = 86400
+control = "off"
+connect_timeout = 600
+session_timeout = 86400
+"""
+
+
+@pytest.mark.parametrize(
+    ("config_type", "text"), [(ServerConfig, SERVER_FILE), (ClientConfig, CLIENT_FILE)]
+)
+def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], text: str) -> None:
+    loaded = config.load(config_type, write(tmp_path, text), {})
+    given = [line.split(" = ")[0] for line in text.strip().splitlines()]
+    assert sorted(given) == sorted(config_type.__struct_fields__)
+    defaults = config_type()
+    same = [name for name in given if getattr(loaded, name) == getattr(defaults, name)]
+    assert same in ([], ["log_format"])
+    if isinstance(loaded, ServerConfig):
+        assert loaded.listen == (Endpoint("127.0.0.1", 1), Endpoint("::1", 2))
+        assert loaded.target == Endpoint("example.com", 80)
+    else:
+        assert isinstance(loaded, ClientConfig)
+        assert loaded.listen == (Endpoint("127.0.0.1", 1),)
+        assert loaded.server == (PathSpec(Endpoint("a", 1)), PathSpec(Endpoint("b", 2)))
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, CLIENT_FILE)
+    loaded = config.load(ClientConfig, path, {"connections": "2", "server": ("c:3",)})
+    assert loaded.connections == 2
+    assert loaded.server == (PathSpec(Endpoint("c", 3)),)
+    assert loaded.workers == 256
+
+
+def test_options_that_were_not_given_change_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, CLIENT_FILE)
+    overrides: dict[str, object] = dict.fromkeys(ClientConfig.__struct_fields__)
+    overrides |= {"server": (), "listen": []}
+    assert config.load(ClientConfig, path, overrides) == config.load(ClientConfig, path, {})
+
+
+def test_overrides_may_be_ready_values() -> None:
+    path = PathSpec(Endpoint("a", 1))
+    overrides = {"server": [path], "connections": 7, "drain_timeout": 1.5, "express": False}
+    loaded = config.load(ClientConfig, None, overrides)
+    assert loaded == ClientConfig(server=(path,), connections=7, drain_timeout=1.5, express=False)
+
+
+@pytest.mark.parametrize(
+    ("config_type", "line", "problem"),
+    [
+        (ServerConfig, "lisen = 1", "lisen: unknown key; did you mean listen?"),
+        (ServerConfig, "key-file = 'k'", "key-file: unknown key; did you mean key_file?"),
+        (ServerConfig, "Workers = 2", "Workers: unknown key; did you mean workers?"),
+        (
+            ServerConfig,
+            "zzz = 1",
+            "zzz: unknown key; the keys are connect_timeout, control, drain_timeout, key_file, "
+            "listen, log_format, log_level, session_timeout, target, workers",
+        ),
+        (
+            ServerConfig,
+            "connections = 4",
+            "connections: is a setting of fastmtcp-client, not of fastmtcp-server; remove it",
+        ),
+        (
+            ClientConfig,
+            "target = 'a:1'",
+            "target: is a setting of fastmtcp-server, not of fastmtcp-client; remove it",
+        ),
+        (
+            ClientConfig,
+            "[client]\nconnections = 4",
+            "client: is a table; write the keys at the top of the file, without [tables]",
+        ),
+        (
+            ClientConfig,
+            "[server]",
+            'server: the table needs its address, as in address = "example.com:7700"',
+        ),
+        (ClientConfig, "connections = 65", "connections: 65 must be a whole number from 1 to 64"),
+        (ClientConfig, "connections = 0", "connections: 0 must be a whole number from 1 to 64"),
+        (ClientConfig, "connections = 2.5", "connections: 2.5 must be a whole number from 1 to 64"),
+        (
+            ClientConfig,
+            "connections = '4'",
+            "connections: '4' must be a whole number from 1 to 64, without quotes",
+        ),
+        (
+            ClientConfig,
+            "connections = true",
+            "connections: true must be a whole number from 1 to 64",
+        ),
+        (
+            ClientConfig,
+            f"connections = {10**30}",
+            f"connections: {10**30} must be a whole number from 1 to 64",
+        ),
+        (ClientConfig, "workers = 0", "workers: 0 must be a whole number from 1 to 256"),
+        (
+            ClientConfig,
+            "drain_timeout = nan",
+            "drain_timeout: nan must be a number of seconds from 0 to 86400",
+        ),
+        (
+            ClientConfig,
+            "drain_timeout = inf",
+            "drain_timeout: inf must be a number of seconds from 0 to 86400",
+        ),
+        (
+            ClientConfig,
+            "drain_timeout = -1",
+            "drain_timeout: -1 must be a number of seconds from 0 to 86400",
+        ),
+        (
+            ClientConfig,
+            "connect_timeout = 0",
+            "connect_timeout: 0 must be a number of seconds from 0.1 to 600",
+        ),
+        (
+            ServerConfig,
+            "log_level = 'warn'",
+            "log_level: 'warn' must be one of debug, info, warning, error; did you mean warning?",
+        ),
+        (ServerConfig, "log_format = 1", "log_format: 1 must be one of text, json"),
+        (ServerConfig, "key_file = 1", "key_file: 1 must be a text"),
+        (ServerConfig, "key_file = ''", "key_file: names no file; write the name of a key file"),
+        (ServerConfig, "target = 80", "target: 80 must be HOST:PORT, in quotes"),
+        (ServerConfig, "target = ['a:1']", "target: a list must be HOST:PORT, in quotes"),
+        (
+            ServerConfig,
+            "target = 'a'",
+            "target: 'a' has no port; write HOST:PORT, for example a:7700",
+        ),
+        (
+            ServerConfig,
+            "target = 'a:0'",
+            "target: a:0 has port 0, which is for listening only; write a port",
+        ),
+        (
+            ServerConfig,
+            "target = '*:80'",
+            "target: *:80 is for listening only; write the host, as in 127.0.0.1:80",
+        ),
+        (
+            ClientConfig,
+            "server = ['a:1', '[::]:80']",
+            "server: [::]:80 is for listening only; write the host, as in 127.0.0.1:80",
+        ),
+        (
+            ClientConfig,
+            "server = ['a:1', 'b:0']",
+            "server: b:0 has port 0, which is for listening only; write a port",
+        ),
+        (ClientConfig, "server = []", "server: names no server; write at least one HOST:PORT"),
+        (ClientConfig, "listen = []", "listen: names no address; write at least one HOST:PORT"),
+        (ClientConfig, "listen = [1]", "listen: 1 must be HOST:PORT, or a list of such, in quotes"),
+        (
+            ClientConfig,
+            "listen = ['[::1]:1', '[0::1]:1']",
+            "listen: [::1]:1 is there twice; remove one of them",
+        ),
+    ],
+)
+def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
+    tmp_path: Path, config_type: type[config.Config], line: str, problem: str
+) -> None:
+    path = write(tmp_path, line)
+    assert refusal(config_type, path) == f"{path}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("config_type", "key", "value", "problem"),
+    [
+        (
+            ClientConfig,
+            "connections",
+            "x",
+            "--connections: 'x' must be a whole number from 1 to 64",
+        ),
+        (ClientConfig, "connections", "", "--connections: '' must be a whole number from 1 to 64"),
+        (ClientConfig, "workers", "null", "--workers: 'null' must be a whole number from 1 to 256"),
+        (
+            ClientConfig,
+            "drain_timeout",
+            "30s",
+            "--drain-timeout: '30s' must be a number of seconds from 0 to 86400",
+        ),
+        (ClientConfig, "server", ("",), "--server: the address is empty; write HOST:PORT"),
+        (
+            ClientConfig,
+            "server",
+            ("a:1", "b"),
+            "--server: 'b' has no port; write HOST:PORT, for example b:7700",
+        ),
+        (
+            ServerConfig,
+            "target",
+            ":0",
+            "--target: *:0 has port 0, which is for listening only; write a port",
+        ),
+        (ServerConfig, "key_file", "", "--key-file: names no file; write the name of a key file"),
+        (ServerConfig, "tarjet", "a:1", "tarjet: unknown key; did you mean target?"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_option_and_remedy(
+    config_type: type[config.Config], key: str, value: object, problem: str
+) -> None:
+    assert refusal(config_type, None, **{key: value}) == problem
+
+
+def test_the_source_of_a_bad_value_is_the_one_that_won(tmp_path: Path) -> None:
+    path = write(tmp_path, "target = 'a:1'")
+    assert refusal(ServerConfig, path, target="b:0").startswith("--target: b:0 ")
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["0.0.0.0:7700", "*:7700", ":7700", "[::]:7700", "10.0.0.1:7700", "example.com:7700", "*:0"],
+)
+@pytest.mark.parametrize("by_file", [False, True])
+def test_without_a_key_a_server_listens_on_loopback_only(
+    tmp_path: Path, listen: str, by_file: bool
+) -> None:
+    listening = ["127.0.0.1:7700", listen]
+    if by_file:
+        path = write(tmp_path, f"listen = {listening}")
+        message = refusal(ServerConfig, path)
+        assert message.startswith(f"{path}: listen: {Endpoint.parse(listen)} is not loopback")
+    else:
+        message = refusal(ServerConfig, None, listen=listening)
+        assert message.startswith(f"--listen: {Endpoint.parse(listen)} is not loopback")
+    assert "`fastmtcp keygen fastmtcp.key`" in message
+    assert "`--key-file fastmtcp.key`" in message
+    with_key = {"listen": listening, "key_file": "fastmtcp.key"}
+    assert config.load(ServerConfig, None, with_key).listen[1] == Endpoint.parse(listen)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.2:1", "[::1]:1", "localhost:1", "127.0.0.1:0"])
+def test_loopback_needs_no_key(listen: str) -> None:
+    loaded = config.load(ServerConfig, None, {"listen": [listen]})
+    assert loaded.listen == (Endpoint.parse(listen),)
+
+
+def test_check_alone_names_the_option() -> None:
+    with pytest.raises(config.SettingError, match=r"^--listen: 0\.0\.0\.0:7700 is not loopback"):
+        ServerConfig(listen=(Endpoint("0.0.0.0", 7700),)).check()
+
+
+def test_several_free_ports_are_not_duplicates() -> None:
+    loaded = config.load(ServerConfig, None, {"listen": ["127.0.0.1:0", "127.0.0.1:0"]})
+    assert len(loaded.listen) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"listen = ", "is not valid TOML"),
+        (b"workers = 1\nworkers = 2", "is not valid TOML"),
+        (b"workers = " + b"1" * 5000, "is not valid TOML"),
+        (b"listen = " + b"[" * 100_000, "is not valid TOML"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"#" * (2 << 20), "larger than 1 MiB"),
+    ],
+)
+def test_a_file_that_is_no_toml(tmp_path: Path, content: bytes, part: str) -> None:
+    path = tmp_path / "fastmtcp.toml"
+    path.write_bytes(content)
+    message = refusal(ServerConfig, str(path))
+    assert message.startswith(f"{path}: ")
+    assert part in message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a\0b", "impossible name"),
+        ("a\nb", "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, reason: str) -> None:
+    message = refusal(ServerConfig, f"{tmp_path}/{name}")
+    assert message.startswith("--config ")
+    assert message.endswith(f"cannot be read: {reason}")
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "fastmtcp.toml"
+    path.write_bytes(b"\xef\xbb\xbfworkers = 2\n")
+    assert config.load(ServerConfig, str(path), {}).workers == 2
+
+
+def test_control_characters_stay_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path, '"a\\nb\\u001b[31m" = 1')
+    assert "\x1b" not in refusal(ServerConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("k", "{dir}/k"), ("sub/k", "{dir}/sub/k"), ("/abs/k", "/abs/k"), ("~/k", "{home}/k")],
+)
+def test_a_key_file_is_named_relative_to_the_configuration_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    loaded = config.load(ServerConfig, write(tmp_path, f"key_file = '{name}'"), {})
+    assert loaded.key_file == expected.format(dir=tmp_path, home="/home/someone")
+    assert config.load(ServerConfig, None, {"key_file": name}).key_file == name
+
+
+@pytest.mark.parametrize(
+    "line", [f"{{}} = '{HEX}'", f"{{}} = ['{HEX}']", f"'{HEX}' = 1", f"{{}} = '{HEX}:80'"]
+)
+@pytest.mark.parametrize("key", sorted({*ServerConfig.__struct_fields__, "key"}))
+def test_a_key_in_the_wrong_place_is_not_repeated(tmp_path: Path, line: str, key: str) -> None:
+    message = refusal(ServerConfig, write(tmp_path, line.format(key)))
+    assert HEX[:16] not in message
+
+
+def test_a_key_in_place_of_a_file_name(tmp_path: Path) -> None:
+    for message in (
+        refusal(ServerConfig, write(tmp_path, f"key_file = '{HEX}'")),
+        refusal(ServerConfig, None, key_file=HEX),
+        refusal(ClientConfig, HEX),
+    ):
+        assert HEX not in message
+    with pytest.raises(ConfigError, match="never the key itself") as caught:
+        ServerConfig(key_file=HEX).check()
+    assert HEX not in str(caught.value)
+
+
+TOML_VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.one_of(
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=30),
+        st.datetimes(),
+        st.sampled_from(["127.0.0.1:1", "*:1", "a:0", "info", "json"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    st.sampled_from(BOTH),
+    st.dictionaries(
+        st.one_of(
+            st.sampled_from(
+                sorted({*ServerConfig.__struct_fields__, *ClientConfig.__struct_fields__})
+            ),
+            st.text(max_size=8),
+        ),
+        TOML_VALUES,
+        max_size=3,
+    ),
+    st.booleans(),
+)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_value_is_taken_or_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    config_type: type[config.Config],
+    values: dict[str, Any],
+    as_file: bool,
+) -> None:
+    monkeypatch.setattr(config, "_read", lambda path: values)
+    loaded = refusal = None
+    try:
+        if as_file:
+            loaded = config.load(config_type, "f.toml", {})
+        else:
+            loaded = config.load(config_type, None, values)
+    except ConfigError as error:
+        refusal = str(error)
+    if refusal is not None:
+        assert refusal.splitlines() == [refusal]
+    else:
+        assert isinstance(loaded, ServerConfig | ClientConfig)
+        loaded.check()
+        assert loaded.workers is None or 1 <= loaded.workers <= 256
+        assert 0 <= loaded.drain_timeout <= 86400
+        assert all(isinstance(endpoint, Endpoint) for endpoint in loaded.listen)
+
+
+def test_worker_count_is_what_was_set() -> None:
+    assert ServerConfig(workers=7).worker_count() == 7
+
+
+def test_worker_count_respects_the_affinity() -> None:
+    code = (
+        "import psutil; from fastmtcp.config import ServerConfig, ClientConfig\n"
+        "me = psutil.Process(); me.cpu_affinity(me.cpu_affinity()[:1])\n"
+        "print(ServerConfig().worker_count(), ClientConfig().worker_count())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    assert out.stdout.split() == [b"1", b"1"]
+
+
+def test_worker_count_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(psutil.Process, "cpu_affinity")
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 6)
+    assert ServerConfig().worker_count() == 6
+    monkeypatch.setattr(psutil, "cpu_count", lambda: None)
+    assert ServerConfig().worker_count() == 1
+
+
+def test_worker_count_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(1000)))
+    assert ServerConfig().worker_count() == config.MAX_WORKERS
+
+
+@pytest.mark.parametrize("config_type", BOTH)
+def test_every_setting_is_described(config_type: type[config.Config]) -> None:
+    fields = config.settings(config_type)
+    assert sorted(field.name for field in fields) == sorted(config_type.__struct_fields__)
+    groups = [config.GROUPS.index(field.setting.group) for field in fields]
+    assert groups == sorted(groups)
+    for field in fields:
+        assert field.setting.help.endswith(".")
+        assert field.default_text not in ("", "None")
+        assert field.setting.metavar or field.choices or field.type is bool
+
+
+@pytest.mark.parametrize("config_type", BOTH)
+def test_defaults_pass_their_own_checks(config_type: type[config.Config]) -> None:
+    for field in config.settings(config_type):
+        if field.default is not None:
+            assert field.convert(field.default, field.name, lax=False) == field.default
+    config_type().check()
+
+
+def test_configurations_are_immutable_and_strict() -> None:
+    loaded = ServerConfig()
+    with pytest.raises(AttributeError):
+        loaded.workers = 2  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        ServerConfig(lisen=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a\nb\r\n c", "a b c"),
+        ("a\x1b[31m\x00\u202e", "a\\x1b[31m\\x00\\u202e"),
+        ("caf\u00e9", "caf\u00e9"),
+        (f"x {HEX}", "x (hidden)"),
+    ],
+)
+def test_one_line(text: str, expected: str) -> None:
+    assert config.one_line(text) == expected

@@ -1,0 +1,209 @@
+"""Which stream sends next, and which subflow."""
+
+from __future__ import annotations
+
+import pytest
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.limits import (
+    BULK_TURN,
+    IDLE_AFTER,
+    KIB,
+    MAX_CHUNK,
+    MAX_LOWAT,
+    MIB,
+    MIN_CHUNK,
+    MIN_LOWAT,
+    SMALL_STREAM,
+    Limits,
+)
+from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.subflow import Sample, Subflow
+
+NOW = 50.0
+
+
+class Streams:
+    def __init__(self) -> None:
+        self.session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=8 * MIB)
+        self.scheduler = Scheduler()
+
+    def stream(self, *, bulk: bool = False, size: int = 1 * MIB) -> Stream:
+        """A stream with bytes to send, in the scheduler's queue."""
+        stream = self.session.open(NOW)
+        stream.send.pull(1)
+        stream.send.write(bytes(size))
+        if bulk:
+            stream.count_sent(SMALL_STREAM, NOW)
+        self.scheduler.add(stream, NOW)
+        return stream
+
+    def turn(self, now: float = NOW) -> Stream | None:
+        """One chunk of whoever is next."""
+        stream = self.scheduler.next()
+        if stream is not None:
+            stream.send.pull(1 * KIB)
+            self.scheduler.add(stream, now)
+        return stream
+
+
+def sample(
+    rate: float, *, rtt: float = 0.02, not_sent: int = 0, app_limited: bool = False
+) -> Sample:
+    return Sample(
+        rtt=rtt,
+        min_rtt=rtt,
+        delivery_rate=rate,
+        app_limited=app_limited,
+        not_sent=not_sent,
+        unacked=0,
+        bytes_acked=0,
+    )
+
+
+def test_bulk_streams_take_turns() -> None:
+    streams = Streams()
+    bulk = [streams.stream(bulk=True) for _ in range(3)]
+    assert [streams.turn() for _ in range(6)] == bulk + bulk
+
+
+def test_small_streams_go_before_bulk() -> None:
+    streams = Streams()
+    streams.stream(bulk=True)
+    small = [streams.stream(), streams.stream()]
+    assert [streams.turn() for _ in range(4)] == small + small
+
+
+def test_small_streams_do_not_starve_bulk() -> None:
+    streams = Streams()
+    bulk = [streams.stream(bulk=True), streams.stream(bulk=True)]
+    for _ in range(3):
+        streams.stream()
+    turns = [streams.turn() for _ in range(6 * (BULK_TURN + 1))]
+    assert [turn for turn in turns if turn in bulk] == bulk * 3
+
+
+def test_lost_ranges_go_first() -> None:
+    streams = Streams()
+    bulk = streams.stream(bulk=True)
+    small = streams.stream()
+    assert streams.turn() is small
+    bulk.send.pull(10)
+    bulk.send.on_lost(0, 10)
+    streams.scheduler.promote(bulk)
+    streams.scheduler.promote(bulk)
+    assert streams.turn() is bulk
+    assert not bulk.send.lost
+    assert streams.turn() is small
+
+
+def test_a_stream_waits_in_one_queue_once() -> None:
+    streams = Streams()
+    stream = streams.stream(size=10)
+    for _ in range(3):
+        streams.scheduler.add(stream, NOW)
+    assert streams.turn() is stream
+    assert streams.turn() is None
+    assert not streams.scheduler
+
+
+def test_a_stream_that_was_reset_or_has_nothing_left_is_passed_over() -> None:
+    streams = Streams()
+    gone, empty, last = (streams.stream(size=10) for _ in range(3))
+    gone.reset_code = ResetCode.CANCELLED
+    empty.send.pull(10)
+    assert streams.turn() is last
+    assert streams.turn() is None
+    streams.scheduler.add(empty, NOW)
+    streams.scheduler.add(gone, NOW)
+    streams.scheduler.promote(gone)
+    assert not streams.scheduler
+
+
+def test_a_stream_is_small_until_it_sent_much_and_again_after_a_rest() -> None:
+    stream = Streams().stream()
+    stream.count_sent(SMALL_STREAM - 1, NOW)
+    assert stream.is_small(NOW)
+    stream.count_sent(1, NOW)
+    assert not stream.is_small(NOW)
+    assert not stream.is_small(NOW + IDLE_AFTER)
+    assert stream.is_small(NOW + IDLE_AFTER + 0.01)
+    stream.count_sent(SMALL_STREAM, NOW + 1)
+    assert not stream.is_small(NOW + 1)
+    stream.count_sent(1, NOW + 3)
+    assert stream.is_small(NOW + 3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "chunk", "lowat"),
+    [
+        (1.0, MIN_CHUNK, MIN_LOWAT),
+        (20e6, 200_000, 300_000),
+        (10e9, MAX_CHUNK, MAX_LOWAT),
+    ],
+)
+def test_chunk_and_low_water_mark_follow_the_rate(rate: float, chunk: int, lowat: int) -> None:
+    subflow = Subflow(0, NOW)
+    subflow.on_sample(sample(rate), NOW)
+    assert (subflow.rate, subflow.chunk, subflow.lowat) == (rate, chunk, lowat)
+
+
+def test_the_rate_is_the_largest_of_the_last_second() -> None:
+    subflow = Subflow(0, NOW)
+    for after, rate, seen in ((0, 9e6, 9e6), (0.2, 5e6, 9e6), (0.9, 4e6, 9e6), (1.1, 3e6, 5e6)):
+        subflow.on_sample(sample(rate), NOW + after)
+        assert subflow.rate == seen
+
+
+def test_application_limited_samples_count_only_if_they_are_higher() -> None:
+    subflow = Subflow(0, NOW)
+    subflow.on_sample(sample(9e6), NOW)
+    subflow.on_sample(sample(1e6, app_limited=True), NOW + 2)
+    assert subflow.rate == 9e6
+    subflow.on_sample(sample(10e6, app_limited=True), NOW + 2)
+    assert subflow.rate == 10e6
+
+
+def test_pick_takes_the_subflow_with_the_earliest_arrival() -> None:
+    session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=8 * MIB)
+    near, far, closed = (session.attach(number, NOW) for number in range(3))
+    near.on_sample(sample(1e6, rtt=0.01), NOW)
+    far.on_sample(sample(10e6, rtt=0.05), NOW)
+    closed.on_sample(sample(100e6, rtt=0.001), NOW)
+    near.ready = far.ready = True
+    stream = session.open(NOW)
+    stream.write(bytes(1 * MIB))
+    assert session.pick(NOW) is near
+    # What is queued delays what comes after it, until it has drained at the path's rate.
+    session.pull(near, NOW)
+    session.pull(near, NOW)
+    assert near.arrival(NOW) == pytest.approx(0.005 + near.bytes_sent / 1e6)
+    assert session.pick(NOW) is far
+    assert session.pick(NOW + 1) is near
+    near.ready = far.ready = False
+    assert session.pick(NOW) is None
+
+
+def test_bytes_that_the_kernel_holds_delay_an_arrival() -> None:
+    subflow = Subflow(0, NOW)
+    subflow.on_sample(sample(1e6, rtt=0.04, not_sent=100_000), NOW)
+    assert subflow.arrival(NOW) == pytest.approx(0.02 + 0.1)
+    assert subflow.arrival(NOW + 0.05) == pytest.approx(0.02 + 0.05)
+    assert subflow.arrival(NOW + 5) == pytest.approx(0.02)
+
+
+def test_carrying_forgets_what_is_acknowledged() -> None:
+    streams = Streams()
+    stream = streams.stream()
+    subflow = Subflow(0, NOW)
+    assert not subflow.is_carrying()
+    for start in range(0, 50, 10):
+        stream.send.pull(10)
+        subflow.carry(stream, start, start + 10)
+    stream.send.on_ack(40, 0)
+    assert subflow.is_carrying()
+    assert len(subflow.inflight) == 1
+    stream.send.on_ack(50, 0)
+    assert not subflow.is_carrying()
+    assert not subflow.inflight
