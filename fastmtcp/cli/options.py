@@ -6,24 +6,27 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from fastmtcp import __version__, config, keys
+from fastmtcp import __version__, keys, settings
+from fastmtcp.config import Config
 from fastmtcp.errors import FastmtcpError
+
+C = TypeVar("C", bound=Config)
 
 GENERAL = "Configuration and help"
 EXIT_CODES = "Exit codes: 0 clean, 1 failed while running, 2 wrong usage or configuration."
 
 
 class SettingOption(click.Option):
-    """An option for one setting. Its value stays text: `config.load` converts and checks it."""
+    """An option for one setting. Its value stays text: `settings.load` converts and checks it."""
 
-    def __init__(self, field: config.Field) -> None:
+    def __init__(self, field: settings.Field) -> None:
         setting = field.setting
-        name = config.option_name(field.name)
+        name = settings.option_name(field.name)
         self._shown = f"{name} {setting.metavar or '[' + '|'.join(field.choices) + ']'}"
         if field.type is bool:
             opposite = f"--no-{name.removeprefix('--')}"
@@ -61,14 +64,14 @@ class GroupedCommand(click.Command):
             if record is not None:
                 group = param.group if isinstance(param, SettingOption) else GENERAL
                 sections.setdefault(group, []).append(record)
-        for group in (*config.GROUPS, GENERAL):
+        for group in (*settings.GROUPS, GENERAL):
             if group in sections:
                 with formatter.section(group):
                     formatter.write_dl(sections[group])
 
 
 def settings_command(
-    config_type: type[config.C], serve: Callable[[config.C], int], *, help: str, epilog: str
+    config_type: type[C], serve: Callable[[C], int], *, help: str, epilog: str
 ) -> click.Command:
     """The command of a program whose options are the settings of `config_type`.
 
@@ -83,13 +86,13 @@ def settings_command(
             for name, value in options.items()
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT
         }
-        loaded = config.load(config_type, config_file, given)
+        loaded = settings.load(config_type, config_file, given)
         if loaded.key_file is not None:
             keys.load(loaded.key_file)
         return serve(loaded)
 
     parameters: list[click.Parameter] = [
-        SettingOption(field) for field in config.settings(config_type)
+        SettingOption(field) for field in settings.fields(config_type)
     ]
     parameters.append(
         click.Option(
@@ -159,7 +162,7 @@ def _plain(message: str) -> str:
 
 def report(program: str, message: str) -> None:
     """Print an error as one line on standard error."""
-    line = config.one_line(f"{program}: error: {message}")
+    line = settings.one_line(f"{program}: error: {message}")
     # Standard error may be closed or gone; the exit code still tells.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(line + "\n")

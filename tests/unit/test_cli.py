@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from fastmtcp import __version__, config, keys
+from fastmtcp import __version__, config, keys, settings
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
 from fastmtcp.config import ClientConfig, ServerConfig
@@ -305,12 +305,12 @@ def test_help_has_every_setting_by_group_with_default_and_environment(
     sections = dict(
         re.findall(r"^([A-Z][A-Za-z ]+):\n((?:  .*\n|\n(?=  +-))+)", result.output, re.M)
     )
-    fields = config.settings(config_type)
-    wanted = [name for name in config.GROUPS if any(f.setting.group == name for f in fields)]
+    fields = settings.fields(config_type)
+    wanted = [name for name in settings.GROUPS if any(f.setting.group == name for f in fields)]
     assert list(sections) == [*wanted, options.GENERAL]
     for field in fields:
         section = " ".join(sections[field.setting.group].split())
-        option = config.option_name(field.name)
+        option = settings.option_name(field.name)
         shown = f"{option} {field.setting.metavar or '[' + '|'.join(field.choices) + ']'}"
         if field.type is bool:
             shown = f"{option}, --no-{field.name}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fastmtcp import config
+from fastmtcp import config, settings
 from fastmtcp.config import ClientConfig, ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
@@ -28,7 +28,7 @@ def write(tmp_path: Path, text: str) -> str:
 
 def refusal(config_type: type[config.Config], path: str | None, **overrides: object) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load(config_type, path, overrides)
+        settings.load(config_type, path, overrides)
     message = str(caught.value)
     assert message.splitlines() == [message]
     assert caught.value.exit_code == 2
@@ -36,7 +36,7 @@ def refusal(config_type: type[config.Config], path: str | None, **overrides: obj
 
 
 def test_server_defaults() -> None:
-    loaded = config.load(ServerConfig, None, {})
+    loaded = settings.load(ServerConfig, None, {})
     assert loaded == ServerConfig()
     assert loaded.listen == (Endpoint("127.0.0.1", 7700),)
     assert loaded.target == Endpoint("127.0.0.1", 5201)
@@ -47,7 +47,7 @@ def test_server_defaults() -> None:
 
 
 def test_client_defaults_reach_the_default_server() -> None:
-    loaded = config.load(ClientConfig, None, {})
+    loaded = settings.load(ClientConfig, None, {})
     assert loaded.listen == (Endpoint("127.0.0.1", 7701),)
     assert tuple(path.endpoint for path in loaded.server) == ServerConfig().listen
     assert loaded.connections == 4
@@ -88,7 +88,7 @@ session_timeout = 86400
     ("config_type", "text"), [(ServerConfig, SERVER_FILE), (ClientConfig, CLIENT_FILE)]
 )
 def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], text: str) -> None:
-    loaded = config.load(config_type, write(tmp_path, text), {})
+    loaded = settings.load(config_type, write(tmp_path, text), {})
     given = [line.split(" = ")[0] for line in text.strip().splitlines()]
     assert sorted(given) == sorted(config_type.__struct_fields__)
     defaults = config_type()
@@ -105,7 +105,7 @@ def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], te
 
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, CLIENT_FILE)
-    loaded = config.load(ClientConfig, path, {"connections": "2", "server": ("c:3",)})
+    loaded = settings.load(ClientConfig, path, {"connections": "2", "server": ("c:3",)})
     assert loaded.connections == 2
     assert loaded.server == (PathSpec(Endpoint("c", 3)),)
     assert loaded.workers == 256
@@ -115,13 +115,13 @@ def test_options_that_were_not_given_change_nothing(tmp_path: Path) -> None:
     path = write(tmp_path, CLIENT_FILE)
     overrides: dict[str, object] = dict.fromkeys(ClientConfig.__struct_fields__)
     overrides |= {"server": (), "listen": []}
-    assert config.load(ClientConfig, path, overrides) == config.load(ClientConfig, path, {})
+    assert settings.load(ClientConfig, path, overrides) == settings.load(ClientConfig, path, {})
 
 
 def test_overrides_may_be_ready_values() -> None:
     path = PathSpec(Endpoint("a", 1))
     overrides = {"server": [path], "connections": 7, "drain_timeout": 1.5, "express": False}
-    loaded = config.load(ClientConfig, None, overrides)
+    loaded = settings.load(ClientConfig, None, overrides)
     assert loaded == ClientConfig(server=(path,), connections=7, drain_timeout=1.5, express=False)
 
 
@@ -203,7 +203,7 @@ def test_overrides_may_be_ready_values() -> None:
         ),
         (ServerConfig, "log_format = 1", "log_format: 1 must be one of text, json"),
         (ServerConfig, "key_file = 1", "key_file: 1 must be a text"),
-        (ServerConfig, "key_file = ''", "key_file: names no file; write the name of a key file"),
+        (ServerConfig, "key_file = ''", "key_file: names no file; write the name of one"),
         (ServerConfig, "target = 80", "target: 80 must be HOST:PORT, in quotes"),
         (ServerConfig, "target = ['a:1']", "target: a list must be HOST:PORT, in quotes"),
         (
@@ -278,7 +278,7 @@ def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
             ":0",
             "--target: *:0 has port 0, which is for listening only; write a port",
         ),
-        (ServerConfig, "key_file", "", "--key-file: names no file; write the name of a key file"),
+        (ServerConfig, "key_file", "", "--key-file: names no file; write the name of one"),
         (ServerConfig, "tarjet", "a:1", "tarjet: unknown key; did you mean target?"),
     ],
 )
@@ -312,22 +312,22 @@ def test_without_a_key_a_server_listens_on_loopback_only(
     assert "`fastmtcp keygen fastmtcp.key`" in message
     assert "`--key-file fastmtcp.key`" in message
     with_key = {"listen": listening, "key_file": "fastmtcp.key"}
-    assert config.load(ServerConfig, None, with_key).listen[1] == Endpoint.parse(listen)
+    assert settings.load(ServerConfig, None, with_key).listen[1] == Endpoint.parse(listen)
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.2:1", "[::1]:1", "localhost:1", "127.0.0.1:0"])
 def test_loopback_needs_no_key(listen: str) -> None:
-    loaded = config.load(ServerConfig, None, {"listen": [listen]})
+    loaded = settings.load(ServerConfig, None, {"listen": [listen]})
     assert loaded.listen == (Endpoint.parse(listen),)
 
 
 def test_check_alone_names_the_option() -> None:
-    with pytest.raises(config.SettingError, match=r"^--listen: 0\.0\.0\.0:7700 is not loopback"):
+    with pytest.raises(settings.SettingError, match=r"^--listen: 0\.0\.0\.0:7700 is not loopback"):
         ServerConfig(listen=(Endpoint("0.0.0.0", 7700),)).check()
 
 
 def test_several_free_ports_are_not_duplicates() -> None:
-    loaded = config.load(ServerConfig, None, {"listen": ["127.0.0.1:0", "127.0.0.1:0"]})
+    loaded = settings.load(ServerConfig, None, {"listen": ["127.0.0.1:0", "127.0.0.1:0"]})
     assert len(loaded.listen) == 2
 
 
@@ -368,7 +368,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, reason: str) -> N
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "fastmtcp.toml"
     path.write_bytes(b"\xef\xbb\xbfworkers = 2\n")
-    assert config.load(ServerConfig, str(path), {}).workers == 2
+    assert settings.load(ServerConfig, str(path), {}).workers == 2
 
 
 def test_control_characters_stay_in_one_line(tmp_path: Path) -> None:
@@ -384,9 +384,9 @@ def test_a_key_file_is_named_relative_to_the_configuration_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str
 ) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    loaded = config.load(ServerConfig, write(tmp_path, f"key_file = '{name}'"), {})
+    loaded = settings.load(ServerConfig, write(tmp_path, f"key_file = '{name}'"), {})
     assert loaded.key_file == expected.format(dir=tmp_path, home="/home/someone")
-    assert config.load(ServerConfig, None, {"key_file": name}).key_file == name
+    assert settings.load(ServerConfig, None, {"key_file": name}).key_file == name
 
 
 @pytest.mark.parametrize(
@@ -447,13 +447,13 @@ def test_any_value_is_taken_or_refused_in_one_line(
     values: dict[str, Any],
     as_file: bool,
 ) -> None:
-    monkeypatch.setattr(config, "_read", lambda path: values)
+    monkeypatch.setattr(settings, "_read", lambda path: values)
     loaded = refusal = None
     try:
         if as_file:
-            loaded = config.load(config_type, "f.toml", {})
+            loaded = settings.load(config_type, "f.toml", {})
         else:
-            loaded = config.load(config_type, None, values)
+            loaded = settings.load(config_type, None, values)
     except ConfigError as error:
         refusal = str(error)
     if refusal is not None:
@@ -495,9 +495,9 @@ def test_worker_count_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("config_type", BOTH)
 def test_every_setting_is_described(config_type: type[config.Config]) -> None:
-    fields = config.settings(config_type)
+    fields = settings.fields(config_type)
     assert sorted(field.name for field in fields) == sorted(config_type.__struct_fields__)
-    groups = [config.GROUPS.index(field.setting.group) for field in fields]
+    groups = [settings.GROUPS.index(field.setting.group) for field in fields]
     assert groups == sorted(groups)
     for field in fields:
         assert field.setting.help.endswith(".")
@@ -507,7 +507,7 @@ def test_every_setting_is_described(config_type: type[config.Config]) -> None:
 
 @pytest.mark.parametrize("config_type", BOTH)
 def test_defaults_pass_their_own_checks(config_type: type[config.Config]) -> None:
-    for field in config.settings(config_type):
+    for field in settings.fields(config_type):
         if field.default is not None:
             assert field.convert(field.default, field.name, lax=False) == field.default
     config_type().check()
@@ -531,4 +531,4 @@ def test_configurations_are_immutable_and_strict() -> None:
     ],
 )
 def test_one_line(text: str, expected: str) -> None:
-    assert config.one_line(text) == expected
+    assert settings.one_line(text) == expected

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from fastmtcp import config, status
+from fastmtcp import config, settings, status
 from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
 from fastmtcp.config import ClientConfig, Config, ServerConfig
@@ -155,7 +155,7 @@ def check_command(line: str) -> None:
             return
         given = dict(command.make_context(name, args).params)
         given.pop("config_file")
-        config.load(config_type, None, given)
+        settings.load(config_type, None, given)
         return
     group = main.group
     assert isinstance(group, click.Group)
@@ -227,8 +227,8 @@ def test_the_table_of_options_has_the_defaults_of_the_code() -> None:
             if isinstance(setting, SettingOption):
                 found = next(
                     field
-                    for field in config.settings(PROGRAMS[name][1])
-                    if config.option_name(field.name) == option
+                    for field in settings.fields(PROGRAMS[name][1])
+                    if settings.option_name(field.name) == option
                 )
                 # Words and a second program's address are there for the reader.
                 number = re.search(r"[\d.:]+", found.default_text)
@@ -245,7 +245,7 @@ def test_a_configuration_file_of_the_readme_loads(text: str, tmp_path: Path) -> 
     assert match[1] == match[3]
     path = tmp_path / f"{match[1]}.toml"
     path.write_text(text, encoding="utf-8")
-    loaded = config.load(PROGRAMS[match[2]][1], str(path), {})
+    loaded = settings.load(PROGRAMS[match[2]][1], str(path), {})
     assert loaded.key_file == str(tmp_path / "fastmtcp.key")
 
 

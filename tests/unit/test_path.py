@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fastmtcp import config
+from fastmtcp import settings
 from fastmtcp.config import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
@@ -112,7 +112,7 @@ SECRET = "hunter2"
 )
 def test_no_error_shows_a_password(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load(ClientConfig, None, {"server": (text,)})
+        settings.load(ClientConfig, None, {"server": (text,)})
     message = str(caught.value)
     assert message.startswith("--server: ")
     assert SECRET not in message
@@ -130,7 +130,7 @@ def test_nothing_else_shows_a_password_either(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(f"[[server]]\naddress = 'a:1'\nvia = 'socks4://u:{SECRET}@p:1'\n")
     with pytest.raises(ConfigError) as caught:
-        config.load(ClientConfig, str(path), {})
+        settings.load(ClientConfig, str(path), {})
     assert SECRET not in str(caught.value)
 
 
@@ -182,7 +182,7 @@ def test_label_says_how_it_goes() -> None:
 def load(tmp_path: Path, text: str) -> ClientConfig:
     path = tmp_path / "c.toml"
     path.write_text(text)
-    return config.load(ClientConfig, str(path), {})
+    return settings.load(ClientConfig, str(path), {})
 
 
 def test_tables_and_texts_say_the_same(tmp_path: Path) -> None:
@@ -260,4 +260,4 @@ def test_a_wrong_file_is_one_line_with_the_key(tmp_path: Path, text: str, proble
 
 def test_paths_for_each_direction_are_enough() -> None:
     paths = ("a:1,direction=up", "b:1,direction=down,backup")
-    assert len(config.load(ClientConfig, None, {"server": paths}).server) == 2
+    assert len(settings.load(ClientConfig, None, {"server": paths}).server) == 2
