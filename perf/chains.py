@@ -66,7 +66,9 @@ def server_command(listen: Endpoint, target: Endpoint, *more: str) -> list[str]:
     return [*command, "1", "--listen", str(listen), "--target", str(target), *more]
 
 
-def client_command(listen: Endpoint, server: Endpoint, connections: int, *more: str) -> list[str]:
+def client_command(
+    listen: Endpoint, server: Endpoint | str, connections: int, *more: str
+) -> list[str]:
     command = [sys.executable, "-m", "fastmtcp.cli.client", "--workers", "1", "--drain-timeout"]
     command += ["1", "--listen", str(listen), "--server", str(server)]
     return [*command, "--connections", str(connections), *more]

@@ -156,7 +156,7 @@ def main(
     line = Line(parse_rate(rate), parse_delay(rtt), wan)
     become_root("perf.iperf_compare", sys.argv[1:])
     need("iperf3")
-    check_netem(line)
+    check_netem(line.rtt, line.wan)
     with tempfile.TemporaryDirectory() as folder, network(line) as names:
         comparison = Comparison(names, seconds, make_key(folder))
         with comparison.servers(forwarder=not plain_only):

@@ -7,26 +7,22 @@ import json
 import random
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from statistics import median
-from typing import Any
 
 import click
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.units import parse_delay, parse_rate
 
 from perf import results, tools
-from perf.chains import client_command, server_command
 from perf.command import repeat_option, start
+from perf.ends import APPLICATION, ENTRY, TARGET, application, forwarder, transfer
 from perf.network import (
     SERVER_ADDRESS,
     Line,
     Network,
     become_root,
     check_netem,
-    make_key,
     network,
     server_endpoint,
     wan_option,
@@ -34,30 +30,8 @@ from perf.network import (
 from perf.processes import BenchmarkError, Process, running
 from perf.results import Run, median_of
 
-ENTRY = Endpoint("127.0.0.1", 7701)
 CONNECTIONS = 4
 SETTLE = 2.0
-APPLICATION = (sys.executable, "-m", "perf.transfer")
-
-
-@contextlib.contextmanager
-def forwarder(names: Network, folder: str, target: Endpoint) -> Iterator[None]:
-    """fastmtcp-server and -client with CONNECTIONS subflows, one in each namespace."""
-    key = ("--key-file", make_key(folder))
-    server = server_command(server_endpoint(), target, *key)
-    client = client_command(ENTRY, server_endpoint(), CONNECTIONS, *key)
-    with (
-        running("fastmtcp-server", [*Network.inside(names.server), *server]),
-        running("fastmtcp-client", [*Network.inside(names.client), *client]),
-    ):
-        yield
-
-
-def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:
-    """Start one end of a transfer in a namespace."""
-    namespace = names.server if at_server else names.client
-    command = [*Network.inside(namespace), *APPLICATION, role, *arguments]
-    return Process(role, command, stdout=True)
 
 
 @click.group("latency.sh", context_settings={"show_default": True})
@@ -70,7 +44,7 @@ def latency() -> None:
 
 def _prepare(line: Line) -> None:
     become_root("perf.latency", sys.argv[1:])
-    check_netem(line)
+    check_netem(line.rtt, line.wan)
 
 
 @latency.command("first-byte")
@@ -84,13 +58,13 @@ def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
     _prepare(line)
     runs: list[Run] = []
     # On all addresses of the namespace: direct connections come from the other one.
-    target = Endpoint("0.0.0.0", 5201)
+    target = Endpoint("0.0.0.0", TARGET.port)
     entries = {"direct": Endpoint(SERVER_ADDRESS, target.port), "fastmtcp": ENTRY}
-    with tempfile.TemporaryDirectory() as folder, network(line) as names:
+    with network(line) as names:
         echo = [*Network.inside(names.server), *APPLICATION, "echo", "--listen", str(target)]
         with (
             running("echo", echo),
-            forwarder(names, folder, Endpoint("127.0.0.1", target.port)),
+            forwarder(names, TARGET, [f"{server_endpoint()}"], CONNECTIONS),
         ):
             for _ in range(repeat):
                 for through, entry in entries.items():
@@ -160,38 +134,20 @@ def recovery(rtt: str, rate: str, size: int, every: float, repeat: int, wan: str
 
 
 def _transfer(names: Network, direction: str, size: int, every: float | None) -> Run:
-    target = Endpoint("127.0.0.1", 5201)
-    up = direction == tools.UP
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        jobs = {"send": ("--size", str(size)), "receive": ()}
-        server_role, client_role = ("receive", "send") if up else ("send", "receive")
-        far = application(names, server_role, True, "--listen", str(target), *jobs[server_role])
-        stack.callback(far.stop)
-        far.wait_ready()
-        stack.enter_context(forwarder(names, folder, target))
-        near = application(names, client_role, False, "--connect", str(ENTRY), *jobs[client_role])
-        stack.callback(near.stop)
-        resets = _reset_subflows(names, near, every) if every is not None else 0
-        ends: dict[str, Any] = {
-            client_role: json.loads(near.output(300)),
-            server_role: json.loads(far.output(60)),
-        }
-    received = ends["receive"]
-    equal = all(ends["send"][part] == received[part] for part in ("sha256", "bytes"))
-    pauses = [(seconds * 1e3, at) for seconds, at in received["pauses"]]
-    run = {
-        "direction": direction,
-        "with_resets": every is not None,
-        "resets": resets,
-        "equal": equal,
-        "longest_pause_ms": pauses[0][0],
-        "pauses_ms_at_s": pauses,
-        "mb_per_s": received["bytes"] / received["seconds"] / 1e6,
-    }
+    resets = 0
+
+    def disturb(near: Process) -> None:
+        nonlocal resets
+        if every is not None:
+            resets = _reset_subflows(names, near, every)
+
+    paths = [f"{server_endpoint()}"]
+    with forwarder(names, TARGET, paths, CONNECTIONS):
+        run = transfer(names, direction, size, disturb)
+    run |= {"with_resets": every is not None, "resets": resets}
     results.progress(
-        f"{direction}: {resets} resets, longest pause {pauses[0][0]:.0f} ms, "
-        f"{run['mb_per_s']:.1f} MB/s, SHA-256 {'equal' if equal else 'DIFFERENT'}"
+        f"{direction}: {resets} resets, longest pause {run['longest_pause_ms']:.0f} ms, "
+        f"{run['mb_per_s']:.1f} MB/s, SHA-256 {'equal' if run['equal'] else 'DIFFERENT'}"
     )
     return run
 

@@ -67,7 +67,7 @@ def become_root(module: str, arguments: Sequence[str]) -> None:
     need("ip", "tc", "ss", "nft", "nsenter", "unshare")
     if os.environ.get(_INSIDE):
         # Nobody may write to the system's /run here; this one is ours and goes with us.
-        _do("mount", "-t", "tmpfs", "fastmtcp", "/run")
+        do("mount", "-t", "tmpfs", "fastmtcp", "/run")
         del os.environ[_INSIDE]
     if os.geteuid() == 0:
         return
@@ -83,36 +83,44 @@ def become_root(module: str, arguments: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def network(line: Line) -> Iterator[Network]:
-    """Two namespaces joined by `line`, for the time of the `with` block. Raises BenchmarkError."""
+def namespaces() -> Iterator[Network]:
+    """Two namespaces with nothing between them, for the time of the `with` block."""
     _remove_leftovers()
     names = Network(f"fastmtcp-c-{os.getpid()}", f"fastmtcp-s-{os.getpid()}")
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.callback(_remove, name)
-            _do("ip", "netns", "add", name)
-            _do("ip", "-n", name, "link", "set", "lo", "up")
+            do("ip", "netns", "add", name)
+            do("ip", "-n", name, "link", "set", "lo", "up")
+        yield names
+
+
+@contextlib.contextmanager
+def network(line: Line) -> Iterator[Network]:
+    """Two namespaces joined by `line`, for the time of the `with` block. Raises BenchmarkError."""
+    with namespaces() as names, contextlib.ExitStack() as stack:
         if line.wan is not None:
             stack.enter_context(_wan(names, line, line.wan))
         else:
-            _veth(names)
+            veth(names)
             for name in names:
                 _shape(name, line)
         yield names
 
 
-def _veth(names: Network) -> None:
+def veth(names: Network) -> None:
+    """Join two namespaces by devices called `line`, with an address at each end."""
     peer = ["peer", "name", "line", "netns", names.server]
-    _do("ip", "-n", names.client, "link", "add", "line", "type", "veth", *peer)
+    do("ip", "-n", names.client, "link", "add", "line", "type", "veth", *peer)
     for name, address in zip(names, (CLIENT_ADDRESS, SERVER_ADDRESS), strict=True):
-        _do("ip", "-n", name, "address", "add", f"{address}/24", "dev", "line")
-        _do("ip", "-n", name, "link", "set", "line", "up")
+        do("ip", "-n", name, "address", "add", f"{address}/24", "dev", "line")
+        do("ip", "-n", name, "link", "set", "line", "up")
 
 
 def _shape(name: str, line: Line) -> None:
     if line.rate:
-        _do(*Network.inside(name), "nft", "-f", "-", text=nft_rules())
-    _do(*Network.inside(name), "tc", "-batch", "-", text=tc_rules(line))
+        do(*Network.inside(name), "nft", "-f", "-", text=nft_rules())
+    do(*Network.inside(name), "tc", "-batch", "-", text=tc_rules(line))
 
 
 def nft_rules() -> str:
@@ -166,9 +174,9 @@ def wan_profile(line: Line) -> str:
     return f"{rates}delay={line.rtt / 2 * 1e3:g}ms queue=100ms\n"
 
 
-def check_netem(line: Line) -> None:
-    """Raise BenchmarkError if the line has a round-trip time and this kernel cannot make one."""
-    if line.wan is not None or not line.rtt:
+def check_netem(rtt: float, wan: str | None) -> None:
+    """Raise BenchmarkError if there is a round-trip time that this kernel cannot make."""
+    if wan is not None or not rtt:
         return
     test = ["unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
     if subprocess.run(test, capture_output=True, check=False).returncode:
@@ -204,7 +212,8 @@ def _remove(name: str) -> None:
     subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def _do(*command: str, text: str | None = None) -> None:
+def do(*command: str, text: str | None = None) -> None:
+    """Run a command of the system. Raises BenchmarkError with what it said."""
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()

@@ -36,15 +36,16 @@ def iperf3(
     parallel: int = 1,
     omit: int = 0,
     inside: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> Transfer:
     """Run an iperf3 client; `down` is its -R. Raises BenchmarkError.
 
     `omit` seconds at the start are left out of the rate, not of the total. `inside` is a command
-    to run it with, such as nsenter.
+    to run it with, such as nsenter, `more` are further options of iperf3.
     """
     command = [*inside, "iperf3", "-c", entry.host, "-p", str(entry.port), "-J"]
     command += ["-t", str(seconds), "-O", str(omit), "-P", str(parallel)]
-    command += ["-R"] if direction == DOWN else []
+    command += [*more, "-R"] if direction == DOWN else more
     for _ in range(_BUSY_RETRIES):
         # iperf3 has no time limit of its own once the connection stands.
         timeout = seconds + omit + 20

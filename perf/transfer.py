@@ -1,6 +1,6 @@
 """Applications for the benchmarks: each handles one job and prints what it saw as JSON.
 
-python -m perf.transfer (send|receive|echo|ask) (--listen|--connect) HOST:PORT ...
+python -m perf.transfer (send|receive|echo|ask|serve|bulk|ping) (--listen|--connect) HOST:PORT ...
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import random
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -127,6 +128,72 @@ def echo(listen: Endpoint) -> None:
             with sock:
                 if sock.recv(100):
                     sock.sendall(b"!")
+
+
+@transfer.command()
+@click.option("--listen", type=Endpoint.parse, required=True)
+def serve(listen: Endpoint) -> None:
+    """Do on each connection what its first byte says, until SIGTERM: `e` echoes, `d` sends
+    without end, `u` takes without end."""
+    with _listening(listen) as listener:
+        while True:
+            sock, _ = listener.accept()
+            threading.Thread(target=_serve, args=(sock,), daemon=True).start()
+
+
+def _serve(sock: socket.socket) -> None:
+    with sock, contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        kind = sock.recv(1)
+        if kind == b"e":
+            while said := sock.recv(1000):
+                sock.sendall(said)
+        elif kind == b"d":
+            _flood(sock)
+        elif kind == b"u":
+            _drain(sock)
+
+
+def _flood(sock: socket.socket) -> None:
+    while True:
+        sock.sendall(bytes(CHUNK))
+
+
+def _drain(sock: socket.socket) -> None:
+    buffer = bytearray(CHUNK)
+    while sock.recv_into(buffer):
+        pass
+
+
+@transfer.command()
+@click.option("--connect", type=Endpoint.parse, required=True)
+@click.option("--direction", type=click.Choice(["up", "down"]), required=True)
+def bulk(connect: Endpoint, direction: str) -> None:
+    """Keep a connection to `serve` full, until SIGTERM."""
+    with socket.create_connection((connect.host, connect.port), STALL) as sock:
+        sock.sendall(b"u" if direction == "up" else b"d")
+        (_flood if direction == "up" else _drain)(sock)
+
+
+@transfer.command()
+@click.option("--connect", type=Endpoint.parse, required=True)
+@click.option("--count", type=int, required=True)
+@click.option("--every", type=float, default=0.02, help="Seconds between two questions.")
+def ping(connect: Endpoint, count: int, every: float) -> None:
+    """Time COUNT questions of 64 bytes to `serve` and their answers, on one connection."""
+    times = []
+    with socket.create_connection((connect.host, connect.port), STALL) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(b"e")
+        for _ in range(count):
+            begin = time.monotonic()
+            sock.sendall(bytes(64))
+            left = 64
+            while left:
+                left -= len(sock.recv(left)) or sys.exit("the connection ended")
+            times.append(time.monotonic() - begin)
+            time.sleep(every)
+    _print(times=times)
 
 
 @transfer.command()

@@ -1,0 +1,85 @@
+"""fastmtcp between two namespaces, and the applications at its ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+from fastmtcp.endpoint import Endpoint
+
+from perf import tools
+from perf.chains import client_command, server_command
+from perf.network import Network, make_key, server_endpoint
+from perf.processes import Process, running
+from perf.results import Run
+
+ENTRY = Endpoint("127.0.0.1", 7701)
+TARGET = Endpoint("127.0.0.1", 5201)
+"""In the server namespace."""
+
+APPLICATION = (sys.executable, "-m", "perf.transfer")
+
+
+@contextlib.contextmanager
+def forwarder(
+    names: Network, target: Endpoint, paths: Sequence[str], connections: int
+) -> Iterator[None]:
+    """fastmtcp-server and -client, one in each namespace, with `connections` on each of `paths`."""
+    with tempfile.TemporaryDirectory() as folder:
+        key = ("--key-file", make_key(folder))
+        server = server_command(server_endpoint(), target, *key)
+        more = [word for path in paths[1:] for word in ("--server", path)]
+        client = client_command(ENTRY, paths[0], connections, *more, *key)
+        with (
+            running("fastmtcp-server", [*Network.inside(names.server), *server]),
+            running("fastmtcp-client", [*Network.inside(names.client), *client]),
+        ):
+            yield
+
+
+def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:
+    """Start one end of a transfer in a namespace."""
+    namespace = names.server if at_server else names.client
+    command = [*Network.inside(namespace), *APPLICATION, role, *arguments]
+    return Process(role, command, stdout=True)
+
+
+def transfer(
+    names: Network,
+    direction: str,
+    size: int,
+    disturb: Callable[[Process], None] | None = None,
+    timeout: float = 300,
+) -> Run:
+    """Send `size` bytes from ENTRY to TARGET or back through a running forwarder.
+
+    `disturb` is called with the process at the client's end while it runs.
+    """
+    up = direction == tools.UP
+    with contextlib.ExitStack() as stack:
+        jobs = {"send": ("--size", str(size)), "receive": ()}
+        server_role, client_role = ("receive", "send") if up else ("send", "receive")
+        far = application(names, server_role, True, "--listen", str(TARGET), *jobs[server_role])
+        stack.callback(far.stop)
+        far.wait_ready()
+        near = application(names, client_role, False, "--connect", str(ENTRY), *jobs[client_role])
+        stack.callback(near.stop)
+        if disturb is not None:
+            disturb(near)
+        ends = {
+            client_role: json.loads(near.output(timeout)),
+            server_role: json.loads(far.output(60)),
+        }
+    received = ends["receive"]
+    equal = all(ends["send"][part] == received[part] for part in ("sha256", "bytes"))
+    pauses = [(seconds * 1e3, at) for seconds, at in received["pauses"]]
+    return {
+        "direction": direction,
+        "equal": equal,
+        "longest_pause_ms": pauses[0][0],
+        "pauses_ms_at_s": pauses,
+        "mb_per_s": received["bytes"] / received["seconds"] / 1e6,
+    }
