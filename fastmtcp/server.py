@@ -317,6 +317,7 @@ class _Outgoing:
 
     def _connected(self, sock: socket.socket) -> None:
         tune(sock)
+        self._stream.confirm()
         self._session.driver.add_relay(sock, self._stream)
         self._session.driver.progress()
 

@@ -36,6 +36,8 @@ class Ack(msgspec.Struct, array_like=True, tag=3, gc=False):
     received: int
     """The sender of this frame holds all bytes below; the FIN counts as one more byte."""
     limit: int
+    connected: bool = False
+    """From the server: the stream's target is connected."""
 
 
 class Reset(msgspec.Struct, array_like=True, tag=4, gc=False):

@@ -10,13 +10,18 @@ from fastmtcp.engine.subflow import Subflow
 
 def probe(stream: Stream) -> Data:
     """Asks for the peer's view of a stream: an empty DATA frame is answered with an ACK."""
-    return Data(stream.stream_id, max(stream.send.acked, 0), False)
+    send = stream.send
+    # An acknowledged FIN is one byte behind the end.
+    return Data(stream.stream_id, min(max(send.acked, 0), send.buffer.end), False)
 
 
 def needs_news(stream: Stream) -> bool:
-    """True if this stream waits for an ACK or for credit, which may have got lost."""
+    """True if this stream waits for an ACK, for credit or for its target, and the word may have
+    got lost."""
     send = stream.send
-    return stream.open_received and send.next >= 0 and (send.unacked or send.blocked)
+    if not stream.open_received or send.next < 0:
+        return False
+    return send.unacked or send.blocked or (stream.opener and not stream.connected)
 
 
 def is_stuck(stream: Stream, limits: Limits) -> bool:

@@ -98,7 +98,8 @@ class Outbox:
         for stream in self._acks:
             receive = stream.receive
             receive.told = receive.received
-            parts.append(encode(Ack(stream.stream_id, receive.told, receive.window.tell())))
+            limit = receive.window.tell()
+            parts.append(encode(Ack(stream.stream_id, receive.told, limit, stream.confirmed)))
         self._frames.clear()
         self._acks.clear()
         self.urgent = False

@@ -201,6 +201,10 @@ class Session:
         if stream.receive.fin_at is None and stream.receive.ack_is_urgent:
             self._outbox.ack(stream, now, urgent=True)
 
+    def on_confirmed(self, stream: Stream) -> None:
+        # The target's answer to first bytes will take the ACK along; else somebody waits for it.
+        self._outbox.ack(stream, self._now, urgent=not stream.receive.received)
+
     def finish_if_done(self, stream: Stream) -> None:
         if stream.reset_code is None and stream.finished:
             self._forget(stream)
@@ -426,6 +430,10 @@ class Session:
         stream = self.streams.get(frame.stream)
         if stream is None:
             return
+        if frame.connected and self.opener and not stream.confirmed:
+            stream.confirmed = True
+            stream.idle_probes = 0
+            self._touch(stream)
         send = stream.send
         before = send.buffer.base
         if send.on_ack(frame.received, frame.limit):

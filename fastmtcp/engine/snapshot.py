@@ -73,7 +73,8 @@ class StreamSnapshot(msgspec.Struct):
     stream_id: int
     target: str
     state: str
-    """`opening`, `open`, or `half-closed` after the first of the two FINs."""
+    """`opening` until the target is connected, `open`, or `half-closed` after the first of the two
+    FINs."""
     age: float
     sent: int
     """Taken from the application."""
@@ -140,7 +141,7 @@ def stream(of: Stream, now: float) -> StreamSnapshot:
     """One stream as it is at `now`."""
     send, receive = of.send, of.receive
     next_data = min(max(send.next, 0), send.buffer.end)
-    if send.acked < 0 or not of.open_received:
+    if not of.connected:
         state = "opening"
     elif send.finished or receive.fin_at is not None:
         state = "half-closed"

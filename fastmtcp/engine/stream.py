@@ -29,9 +29,11 @@ class Stream:
         "_sent_at",
         "_session",
         "avoid",
+        "confirmed",
         "created_at",
         "idle_probes",
         "open_received",
+        "opener",
         "probe_mark",
         "queue",
         "receive",
@@ -53,8 +55,13 @@ class Stream:
         self.target = target
         self.send = SendSide(opener=opener, limit=limit)
         self.receive = ReceiveSide(session.limits, session.pool, session.gaps)
+        self.opener = opener
+        """True at the side that opened the stream, the client."""
         self.open_received = opener
         """Data may overtake the OPEN; until that is here nothing is acknowledged."""
+        self.confirmed = False
+        """The server has said that the target is connected: at the client, heard; at the server,
+        said or about to be. See `connected`."""
         self.reset_code: ResetCode | None = None
         """Set once the stream was reset, by either side."""
         self.user: Any = None
@@ -94,6 +101,12 @@ class Stream:
         if self.reset_code is None:
             self._session.on_written(self, 0)
 
+    def confirm(self) -> None:
+        """At the server: the target is connected, the client may know."""
+        if self.reset_code is None and not self.confirmed:
+            self.confirmed = True
+            self._session.on_confirmed(self)
+
     def finish(self) -> None:
         """The application sent its FIN."""
         if self.reset_code is None and not self.send.finished:
@@ -113,6 +126,12 @@ class Stream:
     def take_end(self) -> None:
         """The application was told of the peer's FIN."""
         self._session.finish_if_done(self)
+
+    @property
+    def connected(self) -> bool:
+        """True once the target is connected, as far as this side knows."""
+        # What comes from the target may overtake the ACK that says so.
+        return self.confirmed or (self.opener and self.receive.received > 0)
 
     @property
     def at_end(self) -> bool:

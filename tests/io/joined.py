@@ -132,4 +132,5 @@ class Joined:
         ours.settimeout(WAIT)
         self._sockets.append(ours)
         self._targets.append(ours)
+        stream.confirm()
         self.server.driver.add_relay(theirs, stream)

@@ -20,13 +20,15 @@ from fastmtcp.auth import (
 from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import encode
-from fastmtcp.engine.frames import Open
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.frames import Ack, Frame, Open, Reset
 from fastmtcp.engine.limits import Limits
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.server import ServerWorker
 
 from tests.io.net import WAIT, Background, run_until, turn
+from tests.unit.wire import parse
 
 KEY = bytes(range(32))
 INDEX = 5
@@ -104,6 +106,14 @@ class Server:
         self.worker.on_handoff(far, "somebody", accepting.export())
         client.feed(near.recv(4096))
         return client
+
+    def said(self, sock: socket.socket) -> list[Frame]:
+        """The frames that have come on a subflow, which end with a whole one."""
+        sock.setblocking(False)
+        try:
+            return [frame for frame, _ in parse(sock.recv(1 << 16))]
+        except BlockingIOError:
+            return []
 
     def drain(self, timeout: float) -> None:
         self.worker.drain(timeout, lambda: self.drained.append(True))
@@ -231,6 +241,25 @@ class TestHandingOver:
             server.receive(99, Membership(membership.session, KEY))
         assert caught.value.code is RefuseCode.KEY
         assert server.worker.subflows == 1
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_client_learns_whether_the_target_is_connected(server: Server, refuses: bool) -> None:
+    server.new_session()
+    if refuses:
+        server.target.close()
+    (subflow,) = server.sockets
+    subflow.sendall(encode(Open(0, 1000, False, "")))
+    seen: list[Frame] = []
+
+    def is_told() -> bool:
+        seen.extend(server.said(subflow))
+        last = seen[-1] if seen else None
+        return isinstance(last, Reset) or (isinstance(last, Ack) and last.connected)
+
+    run_until(server.loop, is_told, "the client is told")
+    assert (Reset(0, ResetCode.REFUSED) in seen) is refuses
+    assert any(isinstance(frame, Ack) and frame.connected for frame in seen) is not refuses
 
 
 def test_while_it_drains_members_may_join_and_nobody_else(server: Server) -> None:

@@ -86,6 +86,18 @@ def test_what_two_sides_see_of_a_death_is_repaired_without_waiting_for_a_timeout
         world.run_all()
 
 
+def test_a_client_learns_that_its_target_is_connected_whatever_dies() -> None:
+    """Nothing is said but that: the target waits for the application, the application for it."""
+    for moment in range(20):
+        world = World(moment, [Path(), Path()])
+        app = world.open(Script(closes=False), Script(closes=False), connect_time=2.0)
+        world.run_for(2.0 + 0.003 * moment)
+        assert moment or not app.stream.connected
+        for link in world.live():
+            world.kill(link, client_sees=0.4, server_sees=0.1 * moment)
+        world.run(lambda app=app: app.stream.connected, within=5.0)  # type: ignore[misc]
+
+
 def test_silence_is_noticed() -> None:
     limits = Limits(ping_interval=5, subflow_timeout=15)
     world = World(3, [Path(), Path()], limits=limits)

@@ -157,6 +157,7 @@ class World:
         self.clock.after(connect_time, partial(self._connected, stream, script))
 
     def _connected(self, stream: Stream, script: Script) -> None:
+        stream.confirm()
         self.server.apps[stream.stream_id] = app = App(self.server, stream, script)
         app.update()
         self.server.settle()

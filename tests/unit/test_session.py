@@ -64,6 +64,66 @@ def test_a_stream_without_bytes_is_opened_when_it_is_announced() -> None:
     assert pair.server.opened[0].receive.data.ready_bytes == 0
 
 
+@pytest.mark.parametrize("data", [b"", b"first bytes"])
+def test_a_stream_is_connected_when_the_server_says_so(data: bytes) -> None:
+    pair = Pair()
+    mine = pair.client.open(pair.now)
+    mine.write(data)
+    mine.announce()
+    pair.exchange()
+    (theirs,) = pair.server.opened
+    assert mine.send.acked == len(data)
+    assert not mine.connected
+    assert not theirs.connected
+    pair.client.touched.clear()
+    mine.touched = False
+    theirs.confirm()
+    assert theirs.connected
+    said = pair.exchange()
+    assert said == [(Ack(0, len(data), theirs.receive.window.limit, True), b"")]
+    assert mine.connected
+    assert mine in pair.client.touched
+    theirs.confirm()
+    assert pair.exchange() == []
+
+
+def test_somebody_who_waits_for_the_target_is_told_at_once() -> None:
+    pair = Pair()
+    for data, waits in ((b"", False), (b"first bytes", True)):
+        mine = pair.client.open(pair.now)
+        mine.write(data)
+        mine.announce()
+        pair.exchange()
+        pair.server.opened.pop().confirm()
+        pair.flush(pair.server)
+        assert mine.connected is not waits
+        pair.exchange()
+        assert mine.connected
+
+
+def test_what_comes_from_the_target_says_that_it_is_connected() -> None:
+    """It may overtake the ACK."""
+    for said in (Data(0, 0, True), Data(0, 5, False)):
+        pair = Pair()
+        mine = pair.client.open(pair.now)
+        mine.announce()
+        pair.flush(pair.client)
+        feed(pair.client, pack(said, b"" if said.fin else b"later"))
+        assert mine.connected is said.fin
+        feed(pair.client, pack(Data(0, 0, False), b"" if said.fin else b"hello"))
+        assert mine.connected
+
+
+def test_only_the_server_says_what_is_connected() -> None:
+    pair = Pair()
+    pair.client.open(pair.now).announce()
+    pair.exchange()
+    (theirs,) = pair.server.opened
+    feed(pair.server, pack(Data(0, 0, False), b"x"))
+    feed(pair.server, pack(Ack(0, 0, 5 * MIB, True)))
+    assert not theirs.connected
+
+
 def test_open_data_and_fin_in_one_frame() -> None:
     pair = Pair()
     stream = pair.client.open(pair.now)

@@ -207,6 +207,37 @@ def test_lost_credit_is_asked_for(detach: bool) -> None:
     assert mine.room >= 64 * KIB
 
 
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
+def test_that_the_target_is_connected_is_said_again(detach: bool, finished: bool) -> None:
+    pair = Pair()
+    mine = pair.client.open(pair.now)
+    mine.write(b"first bytes")
+    if finished:
+        mine.finish()
+    pair.exchange()
+    (theirs,) = pair.server.opened
+    theirs.confirm()
+    lost = frames_of(collect(pair.server, pair.now + 0.1))
+    assert not lost
+    pair.server.on_time(pair.now + 0.1)
+    ((lost_ack, _),) = frames_of(collect(pair.server, pair.now + 0.1))
+    assert isinstance(lost_ack, Ack)
+    assert lost_ack.connected
+    if detach:
+        pair.detach_at(pair.server, 0)
+        pair.exchange()
+    else:
+        assert pair.exchange() == []
+        assert not mine.connected
+        # Nobody has seen a death: the client asks.
+        for _ in range(3):
+            pair.now += 1.01
+            pair.client.on_time(pair.now)
+        pair.exchange()
+    assert mine.connected
+
+
 def test_asking_gets_rarer() -> None:
     pair = Pair()
     mine, _ = pair.open(b"start")

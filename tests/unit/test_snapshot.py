@@ -152,6 +152,10 @@ def test_the_states_of_a_stream() -> None:
     pair.exchange()
     theirs = pair.server.opened.pop()
     for stream in (mine, theirs):
+        assert snapshot.stream(stream, pair.now).state == "opening"
+    theirs.confirm()
+    pair.exchange()
+    for stream in (mine, theirs):
         assert snapshot.stream(stream, pair.now).state == "open"
         assert snapshot.stream(stream, pair.now).target == "example.com:80"
     mine.finish()

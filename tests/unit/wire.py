@@ -128,7 +128,7 @@ class Pair:
         raise AssertionError("the sessions never come to rest")
 
     def open(self, data: bytes = b"", target: str = "") -> tuple[Stream, Stream]:
-        """A stream that both sides know, with `data` sent and acknowledged."""
+        """A stream that is connected, with `data` sent and acknowledged."""
         mine = self.client.open(self.now, target)
         if data:
             mine.write(data)
@@ -136,6 +136,8 @@ class Pair:
         self.exchange()
         theirs = self.server.opened.pop()
         assert not self.server.opened
+        theirs.confirm()
+        self.exchange()
         return mine, theirs
 
     def take(self, stream: Stream) -> bytes:
