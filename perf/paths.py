@@ -49,6 +49,7 @@ UNEQUAL_8 = [line(mbit, rtt, queue=0.2) for mbit, rtt in (
 )]  # fmt: skip
 FAST_AND_SLOW = [line(100, 20, queue=0.2), line(5, 300, queue=0.2)]
 LOSSY = [line(160, 40, loss=0.005)] * 4
+BRIDGED = [line(100, 20, queue=0.2), line(20, 100, queue=0.2)]
 POLICED = [line(160, 40, policed=True, queue=0.02)] * 4
 VERY_LOSSY = [line(160, 40, loss=0.01)] * 4
 
@@ -98,10 +99,12 @@ def plain(net: Uplinks, direction: str, seconds: int, indexes: Sequence[int], *m
 def through(net: Uplinks, direction: str, seconds: int, indexes: Sequence[int]) -> float:
     """One stream over one subflow on each of these lines, in Mbit/s."""
     with forwarder(net.names, TARGET, paths(net, indexes), 1):
-        transfer = tools.iperf3(
-            ENTRY, direction, seconds, omit=OMIT, inside=Network.inside(net.names.client)
-        )
-        return transfer.rate / 1e6
+        return one_stream(net, direction, seconds)
+
+
+def one_stream(net: Uplinks, direction: str, seconds: int) -> float:
+    inside = Network.inside(net.names.client)
+    return tools.iperf3(ENTRY, direction, seconds, omit=OMIT, inside=inside).rate / 1e6
 
 
 def paths(net: Uplinks, indexes: Sequence[int]) -> list[str]:
@@ -150,6 +153,50 @@ def best_alone(name: str, lines: Sequence[Uplink]) -> Callable[[Bench], None]:
                 bench.note(name, "beside", direction, "mbit_per_s", rate)
 
     return run
+
+
+@contextlib.contextmanager
+def bridge(net: Uplinks, index: int) -> Iterator[str]:
+    """A socat that passes connections on over a line; a path that leads through it.
+
+    It is next to the client: what the client's kernel knows of the connection is the first hop.
+    """
+    where = Endpoint("127.0.0.1", 7709)
+    listen = f"TCP-LISTEN:{where.port},bind={where.host},fork,reuseaddr"
+    to = f"TCP:{server_endpoint()},bind={net.addresses[index]}"
+    command = [*Network.inside(net.names.client), "socat", "-b", "65536", listen, to]
+    with running("socat", command, ready=False) as process:
+        process.wait_listening(where.port)
+        yield str(where)
+
+
+def bridged(bench: Bench) -> None:
+    """One stream over a direct line and a slower one behind a bridge, against their sum."""
+    name = "the slower one behind a bridge"
+    with uplinks(BRIDGED, bench.wan) as net, iperf_servers(net.names, 1), bridge(net, 1) as over:
+        total = sum(line.mbit for line in BRIDGED)
+        for direction in tools.DIRECTIONS:
+            with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
+                rate = one_stream(net, direction, bench.seconds)
+            bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
+            bench.note(name, "beside", direction, "mbit_per_s", total)
+
+
+def silent_bridged(bench: Bench) -> None:
+    """The line behind a bridge goes silent: the longest pause at the receiver."""
+    name = "silence behind a bridge"
+    with uplinks([PLAIN, PLAIN], bench.wan) as net, bridge(net, 1) as over:
+        for direction in tools.DIRECTIONS:
+
+            def cut(process: Process) -> None:
+                time.sleep(SILENT_FROM)
+                net.silence(1)
+
+            with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
+                run = transfer(net.names, direction, 200_000_000, cut)
+            net.restore()
+            check(run, name)
+            bench.note(name, "fastmtcp", direction, "pause_ms", run["longest_pause_ms"])
 
 
 def silent(bench: Bench) -> None:
@@ -277,6 +324,7 @@ SCENARIOS = {
         "the fast one alone",
         ">= 0.97",
     ),
+    "bridge": Scenario(bridged, "the slower one behind a bridge", "their sum", ">= 0.90"),
     "loss": Scenario(
         against_plain("0.5% loss", LOSSY), "0.5% loss", "4 plain connections", ">= 0.97"
     ),
@@ -290,6 +338,7 @@ SCENARIOS = {
         ">= 1",
     ),
     "silent": Scenario(silent, "one of four goes silent", "", "<= 350 ms"),
+    "silent-bridge": Scenario(silent_bridged, "silence behind a bridge", "", "<= 1000 ms"),
     "all-silent": Scenario(all_silent, "all four silent for 15 s", "", "<= 1500 ms"),
     "flapping": Scenario(flapping, "two of four flap every 2 s", "the steady two", ">= 0.90"),
     "ping-pong": Scenario(ping_pong, "questions beside bulk", "idle", "<= 80 ms"),
@@ -340,7 +389,7 @@ def main(only: tuple[str, ...], seconds: int, repeat: int, wan: str | None) -> N
     directions. Needs root or user namespaces, and a kernel with netem or a program given by --wan.
     """
     become_root("perf.paths", sys.argv[1:])
-    need("iperf3")
+    need("iperf3", "socat")
     check_netem(PLAIN.rtt, wan)
     names = only or tuple(SCENARIOS)
     bench = Bench(wan, seconds, [])
