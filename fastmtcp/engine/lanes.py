@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fastmtcp.engine.head_of_line import PROBE_EVERY, Gate
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
@@ -22,12 +23,14 @@ class Lanes:
     `subflow.lane` says what a subflow may carry: CONTROL frames only, SWIFT streams too, or BULK.
     """
 
-    __slots__ = ("_any", "_bulk", "_swift")
+    __slots__ = ("_any", "_bulk", "_swift", "gate", "held_back")
 
     def __init__(self) -> None:
         self._any: list[Subflow] = []
         self._swift: list[Subflow] = []
         self._bulk: list[Subflow] = []
+        self.gate = Gate()
+        self.held_back: Subflow | None = None
 
     def refresh(self, subflows: Iterable[Subflow]) -> None:
         """Sort the subflows anew. Where all are suspect, none is: there is nothing better."""
@@ -44,7 +47,8 @@ class Lanes:
         if not wide:
             # Rather a backup for bulk than the express subflow.
             wide = [subflow for subflow in senders if not subflow.role & Role.EXPRESS] or primary
-        self._bulk = wide
+        self._bulk = [subflow for subflow in wide if not subflow.guard.aside] or wide
+        self.gate.update(self._bulk)
         for subflow in self._swift:
             subflow.lane = SWIFT
         for subflow in self._bulk:
@@ -67,12 +71,24 @@ class Lanes:
         """The ready subflow on which a small stream's bytes would arrive first."""
         return _earliest(self._swift, now)
 
-    def pick_bulk(self, stream: Stream, now: float) -> Subflow | None:
-        """The ready subflow on which a chunk of `stream` would arrive first."""
-        best = _earliest(self._bulk, now)
-        if best is not None and best is stream.avoid:
+    def pick_bulk(self, stream: Stream, streams: int, now: float) -> Subflow | None:
+        """The ready subflow on which a chunk of `stream`, one of `streams` that send, would arrive
+        first. None if there is none, or if it is so slow that waiting for another is better:
+        `held_back` then says which it is."""
+        self.held_back = None
+        bulk = self._bulk
+        best = _earliest(bulk, now)
+        if best is None or len(bulk) == 1:
+            return best
+        if best is stream.avoid and stream.send.lost:
             # A copy of what this very subflow holds up.
             best = self.pick_other(best, now) or best
+        if not self.gate.is_open(best, stream, streams, now):
+            if now < best.probe_at:
+                self.held_back = best
+                return None
+            best.probing = True
+        best.probe_at = now + PROBE_EVERY
         return best
 
 

@@ -90,6 +90,9 @@ CHUNK_TIME = 0.010
 """A chunk is what its subflow delivers in this time: long enough to cost little, short enough
 that the last chunks of unequal subflows arrive at about the same time."""
 
+START_RATE = START_CHUNK / CHUNK_TIME
+"""What a subflow is taken for until it has been measured, bytes a second."""
+
 MIN_LOWAT = 16 * KIB
 MAX_LOWAT = 1 * MIB
 START_LOWAT = 256 * KIB

@@ -34,6 +34,11 @@ class Scheduler:
         queue = self._lost or self._bulk
         return queue[0] if queue else None
 
+    @property
+    def bulk_count(self) -> int:
+        """Streams that have bulk data, or lost ranges, to send."""
+        return len(self._bulk) + len(self._lost)
+
     def __bool__(self) -> bool:
         return bool(self._small or self._bulk or self._lost)
 

@@ -265,7 +265,10 @@ class Session:
         first = scheduler.first_bulk
         if first is None:
             return None
-        return lanes.pick_bulk(first, now)
+        chosen = lanes.pick_bulk(first, scheduler.bulk_count, now)
+        if lanes.held_back is not None and lanes.gate.is_worthwhile(lanes.held_back):
+            self._ask_for_credit(first)
+        return chosen
 
     def pull(self, subflow: Subflow, now: float) -> tuple[list[Buffer], int]:
         """What `subflow` sends next, and how many bytes that is: waiting control frames, then
@@ -297,6 +300,12 @@ class Session:
             frames += 1
             scheduler.add(stream, now)
             self._touch(stream)
+            if subflow.probing:
+                subflow.probing = False
+                if stream.send.on_lost(start, stop):
+                    stream.avoid = subflow
+                    scheduler.promote(stream)
+                break
         if size:
             subflow.count_sent(size, now)
         return out, size
@@ -334,6 +343,10 @@ class Session:
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
         self._now = now
+        subflows = self.subflows.values()
+        if watch.judge(self._lanes, subflows, now):
+            self._lanes.refresh(subflows)
+        self._lanes.gate.update(self._lanes.bulk)
         for holder, stream, start, stop in watch.rescue(self._lanes, now):
             if stream.send.on_lost(start, stop):
                 holder.reinjected += stop - start

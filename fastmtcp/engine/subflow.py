@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fastmtcp.engine.head_of_line import Guard
 from fastmtcp.engine.limits import (
     CHUNK_TIME,
     LOWAT_TIME,
@@ -16,6 +17,7 @@ from fastmtcp.engine.limits import (
     MIN_LOWAT,
     START_CHUNK,
     START_LOWAT,
+    START_RATE,
 )
 from fastmtcp.engine.role import Role
 
@@ -55,6 +57,7 @@ class Subflow:
         "chunk",
         "created_at",
         "delivered",
+        "guard",
         "heard_at",
         "in_flight",
         "inflight",
@@ -65,6 +68,8 @@ class Subflow:
         "peer_window",
         "ping_position",
         "pinged_at",
+        "probe_at",
+        "probing",
         "progress_at",
         "rate",
         "ready",
@@ -122,6 +127,12 @@ class Subflow:
         """What it may carry now: CONTROL, SWIFT or BULK of fastmtcp.engine.lanes."""
         self.retiring = False
         """True if it gets nothing new: it is closed when what it carries is acknowledged."""
+        self.guard = Guard(now)
+        """Whether it brings more than it costs the others."""
+        self.probe_at = now
+        """When it may have a chunk again though it is slow (fastmtcp.engine.head_of_line)."""
+        self.probing = False
+        """True if the next chunk is such a one: it goes out on another subflow as well."""
         self.chunk = START_CHUNK
         self.lowat = START_LOWAT
         self._acked = 0
@@ -188,7 +199,7 @@ class Subflow:
             rates.popleft()
         # An application-limited sample says what we gave, not what the path can do (see
         # "delivery rate estimation", draft-cheng-iccrg-delivery-rate-estimation).
-        if not sample.app_limited or sample.delivery_rate > self.rate:
+        if not sample.app_limited or sample.delivery_rate > (self.rate or START_RATE):
             while rates and rates[-1][1] <= sample.delivery_rate:
                 rates.pop()
             rates.append((now, sample.delivery_rate))
@@ -196,6 +207,16 @@ class Subflow:
             self.rate = rates[0][1]
             self.chunk = max(MIN_CHUNK, min(MAX_CHUNK, int(self.rate * CHUNK_TIME)))
             self.lowat = max(MIN_LOWAT, min(MAX_LOWAT, int(self.rate * LOWAT_TIME)))
+
+    @property
+    def is_proven(self) -> bool:
+        """True if it has carried data already, and holds none now."""
+        return self.bytes_sent >= START_CHUNK and not self.in_flight
+
+    @property
+    def through(self) -> int:
+        """Bytes that the other kernel has acknowledged."""
+        return self._acked
 
     def arrival(self, now: float) -> float:
         """Seconds until a byte given to this subflow now would arrive (earliest arrival wins)."""
@@ -208,7 +229,7 @@ class Subflow:
         return self._queued(now) + max(self.rtt, now - self.progress_at)
 
     def _queued(self, now: float) -> float:
-        rate = self.rate or START_CHUNK / CHUNK_TIME
+        rate = self.rate or START_RATE
         queued = self.not_sent + self._sent_since - rate * (now - self._sample_at)
         return max(queued, 0.0) / rate
 

@@ -60,6 +60,18 @@ def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: f
     return False
 
 
+def judge(lanes: Lanes, everyone: Collection[Subflow], now: float) -> bool:
+    """Set subflows aside that cost more than they bring, and try again those that were. True if
+    any has changed."""
+    changed = False
+    total = sum(subflow.rate for subflow in lanes.bulk)
+    for subflow in everyone:
+        others = total - (0 if subflow.guard.aside else subflow.rate)
+        if subflow.guard.judge(subflow.through, others, now):
+            changed = True
+    return changed
+
+
 def is_dead(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
     """True if a suspect subflow should be given up: others work, and it had its time."""
     return (
@@ -87,6 +99,8 @@ def rescue(lanes: Lanes, now: float) -> list[tuple[Subflow, Stream, int, int]]:
         best = lanes.pick_other(holder, now)
         if best is None:
             continue
+        if send.blocked:
+            holder.guard.blame(SAMPLE_EVERY)
         if now - stream.rescued_at < max(best.rtt, 0.02):
             continue
         size = min(stop - send.acked, best.chunk)

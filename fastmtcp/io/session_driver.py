@@ -73,6 +73,8 @@ class SessionDriver:
         subflow_socket = SubflowSocket(self, sock, subflow, peer, on_lost)
         if early:
             self.received(subflow_socket, memoryview(early))
+        # Its round-trip time is known from the handshake.
+        subflow_socket.measure(self.loop.now)
         # Bytes may have come while the handshake had the socket: their edge is gone.
         subflow_socket.read()
         self.progress()
