@@ -5,9 +5,9 @@ meanwhile, and when they have used up the flow-control window they stand still u
 Two rules prevent that:
 
 * The gate, before the fact: no chunk for a subflow on which it would arrive so late that the
-  others could meanwhile send more than the stream has credit for, or has left to send. A subflow
-  that nobody has measured beside others that are gets one chunk first, which goes out on another
-  as well.
+  others could meanwhile send more than the stream has credit for, or has left to send. So that it
+  is known how fast such a subflow really is, it gets copies of what the others carry, until its
+  rate has settled, and again from time to time.
 * The guard, after the fact (what the rates do not tell: loss, jitter, a line that changes): a
   subflow that has cost the others more than it brought is set aside for a while, and tried again.
 """
@@ -22,10 +22,6 @@ from fastmtcp.engine.limits import KIB, MIN_CHUNK, START_RATE
 if TYPE_CHECKING:
     from fastmtcp.engine.stream import Stream
     from fastmtcp.engine.subflow import Subflow
-
-PROBE_EVERY = 2.0
-"""Seconds after which a subflow behind the gate gets a chunk all the same, which goes out on
-another as well: else nobody would see that it has become faster."""
 
 WORTHWHILE = 0.02
 """A subflow below this share of the others' rate is not worth waiting for."""
@@ -64,7 +60,7 @@ class Gate:
     def is_open(self, subflow: Subflow, stream: Stream, streams: int, now: float) -> bool:
         """True if `subflow` may have a chunk of `stream`, one of `streams` that send."""
         rate = subflow.rate
-        if not rate and self._measured and not subflow.is_proven:
+        if not rate and self._measured:
             return False
         rate = rate or START_RATE
         others = self._all - rate

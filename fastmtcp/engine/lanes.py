@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastmtcp.engine.head_of_line import PROBE_EVERY, Gate
+from fastmtcp.engine.head_of_line import Gate
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
@@ -76,20 +76,25 @@ class Lanes:
         first. None if there is none, or if it is so slow that waiting for another is better:
         `held_back` then says which it is."""
         self.held_back = None
-        bulk = self._bulk
-        best = _earliest(bulk, now)
-        if best is None or len(bulk) == 1:
-            return best
-        if best is stream.avoid and stream.send.lost:
+        if len(self._bulk) == 1:
+            only = self._bulk[0]
+            return only if only.ready else None
+        ready = [subflow for subflow in self._bulk if subflow.ready]
+        if stream.avoid is not None and stream.send.lost and stream.avoid in ready:
             # A copy of what this very subflow holds up.
-            best = self.pick_other(best, now) or best
-        if not self.gate.is_open(best, stream, streams, now):
-            if now < best.probe_at:
-                self.held_back = best
-                return None
-            best.probing = True
-        best.probe_at = now + PROBE_EVERY
-        return best
+            ready.remove(stream.avoid)
+        if len(ready) > 1:
+            ready.sort(key=lambda subflow: subflow.arrival(now))
+        for subflow in ready:
+            if self.gate.is_open(subflow, stream, streams, now):
+                return subflow
+        for subflow in ready:
+            if subflow.may_probe(now):
+                subflow.probing = True
+                return subflow
+        if ready:
+            self.held_back = ready[0]
+        return None
 
 
 def _earliest(subflows: list[Subflow], now: float) -> Subflow | None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _RATE_MEMORY = 1.0
 _SWEEP = 256
 _DEFAULT_RTT = 0.1
+_FULL_ROUNDS = 3
+_PROBE_EVERY = 10.0
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False):
@@ -48,9 +50,13 @@ class Subflow:
 
     __slots__ = (
         "_acked",
+        "_plateau",
         "_rates",
+        "_round_at",
+        "_rounds",
         "_sample_at",
         "_sent_since",
+        "_settled_at",
         "_sweep_at",
         "bytes_received",
         "bytes_sent",
@@ -68,7 +74,6 @@ class Subflow:
         "peer_window",
         "ping_position",
         "pinged_at",
-        "probe_at",
         "probing",
         "progress_at",
         "rate",
@@ -78,6 +83,7 @@ class Subflow:
         "role",
         "rtt",
         "sends",
+        "settled",
         "stalls",
         "subflow_id",
         "suspect",
@@ -129,14 +135,19 @@ class Subflow:
         """True if it gets nothing new: it is closed when what it carries is acknowledged."""
         self.guard = Guard(now)
         """Whether it brings more than it costs the others."""
-        self.probe_at = now
-        """When it may have a chunk again though it is slow (fastmtcp.engine.head_of_line)."""
+        self.settled = False
+        """True once its rate has stopped growing though there was enough to send: before that, a
+        young connection is taken for much slower than it is."""
         self.probing = False
-        """True if the next chunk is such a one: it goes out on another subflow as well."""
+        """True if the next chunk only finds out the rate: it goes out on another as well."""
         self.chunk = START_CHUNK
         self.lowat = START_LOWAT
         self._acked = 0
         self._rates: deque[tuple[float, float]] = deque()
+        self._plateau = 0.0
+        self._rounds = 0
+        self._round_at = now
+        self._settled_at = now
         self._sample_at = now
         self._sent_since = 0
         self._sweep_at = _SWEEP
@@ -207,11 +218,32 @@ class Subflow:
             self.rate = rates[0][1]
             self.chunk = max(MIN_CHUNK, min(MAX_CHUNK, int(self.rate * CHUNK_TIME)))
             self.lowat = max(MIN_LOWAT, min(MAX_LOWAT, int(self.rate * LOWAT_TIME)))
+        if not self.settled and not sample.app_limited and now - self._round_at >= sample.rtt:
+            self._on_round(now)
 
-    @property
-    def is_proven(self) -> bool:
-        """True if it has carried data already, and holds none now."""
-        return self.bytes_sent >= START_CHUNK and not self.in_flight
+    def _on_round(self, now: float) -> None:
+        """A round trip with enough to send is over: three without growth, and the rate is what
+        the path can do (as BBR tells that the pipe is full)."""
+        self._round_at = now
+        if self.rate >= 1.25 * self._plateau:
+            self._plateau = self.rate
+            self._rounds = 0
+            return
+        self._rounds += 1
+        if self._rounds == _FULL_ROUNDS:
+            self.settled = True
+            self._settled_at = now
+
+    def may_probe(self, now: float) -> bool:
+        """True if it should get copies, to find out how fast it is (fastmtcp.engine.head_of_line).
+
+        Asked only while it is too slow for anything else.
+        """
+        if self.settled and now - self._settled_at >= _PROBE_EVERY:
+            self.settled = False
+            self._plateau = 0.0
+            self._rounds = 0
+        return not self.settled
 
     @property
     def through(self) -> int:
