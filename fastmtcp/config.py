@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from fastmtcp import control
+from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.path import MAX_CONNECTIONS, PathSpec
+from fastmtcp.path import PathSpec
 from fastmtcp.settings import (
     LISTENING,
     LOGGING,
@@ -182,22 +183,22 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         Setting(
             SERVER_PATH,
             "A path to fastmtcp-server, with its options behind it: bind=ADDRESS and dev=INTERFACE "
-            "choose the way out, connections=N its connections, direction=both, up or down what "
-            "it carries; backup means only while nothing else works; "
+            "choose the way out, connections=N or MIN-MAX its connections, direction=both, up or "
+            "down what it carries; backup means only while nothing else works; "
             "via=socks5://HOST:PORT or via=http://HOST:PORT a proxy, with USER:PASSWORD@ before "
             "its HOST if it wants that.",
             metavar="HOST:PORT[,OPTION...]",
         ),
     ] = (PathSpec(Endpoint("127.0.0.1", 7700)),)
     connections: Annotated[
-        int,
-        Meta(ge=1, le=MAX_CONNECTIONS),
+        Connections,
         Setting(
             SERVER_PATH,
-            "TCP connections on each path that does not say how many, for each worker.",
-            metavar="N",
+            "TCP connections on each path that does not say how many, for each worker: a fixed "
+            "number from 1 to 64, or a range within which it finds the number that is worth it.",
+            metavar="N|MIN-MAX",
         ),
-    ] = 4
+    ] = Connections(2, 16)
     egress: Annotated[
         EgressMode,
         Setting(
@@ -231,14 +232,14 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.subflows > MAX_SUBFLOWS:
             raise SettingError(
                 "server",
-                f"the paths have {self.subflows} connections, the limit is {MAX_SUBFLOWS}; lower "
-                "--connections or the connections= of a path",
+                f"the paths have {self.subflows} connections or more, the limit is "
+                f"{MAX_SUBFLOWS}; lower --connections or the connections= of a path",
             )
 
     @property
     def subflows(self) -> int:
-        """Connections of one worker on all paths, the express one not counted."""
-        return sum(path.connections or self.connections for path in self.server)
+        """The fewest connections of one worker on all paths, the express one not counted."""
+        return sum((path.connections or self.connections).least for path in self.server)
 
 
 def _check_listen(endpoints: tuple[Endpoint, ...]) -> None:

@@ -10,11 +10,9 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-
-MAX_CONNECTIONS = 64
-"""Connections of one path."""
 
 ProxyKind = Literal["socks5", "http"]
 Direction = Literal["both", "up", "down"]
@@ -77,15 +75,15 @@ class Proxy(msgspec.Struct, frozen=True):
 class PathSpec(msgspec.Struct, frozen=True):
     """One way to the server.
 
-    `bind` is a local IP address, `dev` a network interface; `connections` is 1 to
-    MAX_CONNECTIONS, None for the general setting. `direction` says whether bytes to the server
-    (`up`), from it (`down`) or both travel here; a `backup` is used while no other path works.
+    `bind` is a local IP address, `dev` a network interface; `connections` is None for the general
+    setting. `direction` says whether bytes to the server (`up`), from it (`down`) or both travel
+    here; a `backup` is used while no other path works.
     """
 
     endpoint: Endpoint
     bind: str | None = None
     dev: str | None = None
-    connections: int | None = None
+    connections: Connections | None = None
     direction: Direction = "both"
     backup: bool = False
     via: Proxy | None = None
@@ -107,8 +105,6 @@ class PathSpec(msgspec.Struct, frozen=True):
                 values[key] = True
             elif key == "backup" and value in ("true", "false"):
                 values[key] = value == "true"
-            elif key == "connections" and value.isascii() and value.isdigit() and len(value) < 5:
-                values[key] = int(value)
             else:
                 values[key] = value
         return cls(endpoint, **_checked(endpoint, values))
@@ -209,10 +205,11 @@ def _device(value: object) -> str:
     return value
 
 
-def _connections(value: object) -> int:
-    if type(value) is not int or not 1 <= value <= MAX_CONNECTIONS:
-        raise _WrongError(f"must be a whole number from 1 to {MAX_CONNECTIONS}")
-    return value
+def _connections(value: object) -> Connections:
+    try:
+        return Connections.read(value)
+    except ConfigError as error:
+        raise _WrongError(str(error)) from None
 
 
 def _direction(value: object) -> str:

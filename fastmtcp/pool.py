@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence, Set
 
 from fastmtcp.auth import ClientHandshake, Grant, RefuseCode, RefusedError
 from fastmtcp.config import MAX_SUBFLOWS, ClientConfig
+from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.errors import PeerError
@@ -17,7 +18,8 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.subflow_socket import SubflowSocket
-from fastmtcp.path import MAX_CONNECTIONS, PathSpec
+from fastmtcp.path import PathSpec
+from fastmtcp.pool_growth import PoolGrowth
 from fastmtcp.pool_path import PoolPath
 from fastmtcp.slot import URGENT_PATIENCE, Slot
 
@@ -71,6 +73,7 @@ class Pool:
         self._on_created = on_created
         self._on_change = on_change
         self._on_unknown = on_unknown
+        self._growth = PoolGrowth(self)
         self._express: Slot | None = None
         self._retiring: dict[SubflowSocket, float] = {}
         self._drain_timer: Timer | None = None
@@ -110,21 +113,30 @@ class Pool:
             self.paths.remove(path)
             self._abandon(path.slots, "its path is gone")
         known = {path.spec: path for path in self.paths}
+        ranges = fit([spec.connections or self.config.connections for spec in specs], MAX_SUBFLOWS)
+        for spec, limits in zip(specs, ranges, strict=True):
+            if spec in known:
+                # Before the new ones, which may need the room.
+                known[spec].size.limit(limits)
+                self.set_target(known[spec], known[spec].size.wanted)
         added = []
-        for spec in specs:
+        for spec, limits in zip(specs, ranges, strict=True):
             if spec not in known:
-                target = min(spec.connections or self.config.connections, self._room())
-                if target < 1:
+                room = self._room()
+                if room < 1:
                     log.warning(
                         "path %s: not used: %d subflows are the limit", spec.label, MAX_SUBFLOWS
                     )
                     continue
-                known[spec] = PoolPath(self, spec, target)
+                if limits.least > room:
+                    limits = Connections(room, room)
+                known[spec] = PoolPath(self, spec, limits)
                 added.append(known[spec])
                 self.paths.append(known[spec])
         # In the order of the configuration: the first usable path is the best one.
         self.paths = [known[spec] for spec in specs if spec in known]
         self._start(added)
+        self._growth.start()
         self._on_change()
 
     def set_target(self, path: PoolPath, count: int) -> None:
@@ -158,6 +170,8 @@ class Pool:
                 self.driver.lost(slot.subflow, reason)
         for slot in self._slots():
             slot.hurry(_STALE)
+        for path in self.paths:
+            path.size.retry(self.loop.now)
 
     def nudge(self) -> None:
         """An application waits: if no subflow is up, see at once whether one can be."""
@@ -172,6 +186,7 @@ class Pool:
         self._stopped = True
         for slot in self._slots():
             slot.stop()
+        self._growth.stop()
         if self._drain_timer is not None:
             self._drain_timer.cancel()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from fastmtcp.connections import Connections
 from fastmtcp.engine.role import Role
 from fastmtcp.path import PathSpec
+from fastmtcp.pool_size import PoolSize
 from fastmtcp.slot import Slot
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ _DIRECTIONS = {"both": Role.BOTH, "up": Role.UP, "down": Role.DOWN}
 class PoolPath:
     """Keeps `target` subflows on one path. Made and changed by the Pool."""
 
-    def __init__(self, pool: Pool, spec: PathSpec, target: int) -> None:
+    def __init__(self, pool: Pool, spec: PathSpec, limits: Connections) -> None:
         self.spec = spec
+        self.size = PoolSize(limits)
         self.role = _DIRECTIONS[spec.direction] | (Role.BACKUP if spec.backup else Role(0))
         self.slots: list[Slot] = []
         self.is_up: bool | None = None
@@ -34,7 +37,7 @@ class PoolPath:
         """A subflow of this path has been in the session."""
         self._pool = pool
         self._numbers = 0
-        self.resize(target)
+        self.resize(self.size.wanted)
 
     @property
     def target(self) -> int:

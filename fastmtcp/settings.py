@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Meta
 
 from fastmtcp import keys
+from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
@@ -142,7 +143,7 @@ def option_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-_PARSED = (Endpoint, PathSpec)
+_PARSED = (Endpoint, PathSpec, Connections)
 """Types that read themselves from a text."""
 
 
@@ -188,6 +189,8 @@ class Field(msgspec.Struct, frozen=True):
         base = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
         if base is bool:
             return "true or false"
+        if base is Connections:
+            return EXPECTED
         if base in _PARSED:
             return "HOST:PORT" + (", or a list of such" if self.many else "")
         if base is str:
@@ -208,6 +211,8 @@ class Field(msgspec.Struct, frozen=True):
             try:
                 if isinstance(value, dict) and self.type is PathSpec:
                     return PathSpec.from_table(value)
+                if self.type is Connections:
+                    return _connections(value)
                 if isinstance(value, str):
                     return self.type.parse(value)
                 raise ConfigError(f"{_show(value)} must be {self.expected}, in quotes")
@@ -242,6 +247,13 @@ def fields(config_type: type[Settings]) -> tuple[Field, ...]:
             kind = Annotated[(kind, *limits)]
         found.append(Field(info.name, kind, many, info.default, setting))
     return tuple(sorted(found, key=lambda field: GROUPS.index(field.setting.group)))
+
+
+def _connections(value: object) -> Connections:
+    try:
+        return Connections.read(value)
+    except ConfigError as error:
+        raise ConfigError(f"{_show(value)} {error}") from None
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ command = settings_command(
     epilog="""\b
 Examples:
   fastmtcp-client
-  fastmtcp-client --server example.com:7700 --connections 8 --key-file fastmtcp.key
+  fastmtcp-client --server example.com:7700 --connections 2-32 --key-file fastmtcp.key
   fastmtcp-client --listen '[::1]:7701' --server '[2001:db8::1]:7700' --workers 2""",
 )
 

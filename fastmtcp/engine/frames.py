@@ -86,10 +86,14 @@ class Blocked(msgspec.Struct, array_like=True, tag=10, gc=False):
     """The limit that holds it back."""
 
 
+class Busy(msgspec.Struct, array_like=True, tag=11, gc=False):
+    """Bulk data waits at the server, and every subflow that may carry it is full."""
+
+
 class Gone(msgspec.Struct, array_like=True, tag=12, gc=False):
     """This side has lost subflow `subflow`, or given it up: the other need not find out."""
 
     subflow: int
 
 
-Frame = Open | Data | Ack | Reset | ResetAck | Closed | Ping | Pong | Goaway | Blocked | Gone
+Frame = Open | Data | Ack | Reset | ResetAck | Closed | Ping | Pong | Goaway | Blocked | Busy | Gone

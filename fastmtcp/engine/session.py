@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from fastmtcp.engine import liveness, watch
 from fastmtcp.engine.codec import FrameReader, encode
+from fastmtcp.engine.demand import Demand
 from fastmtcp.engine.errors import (
     LocalError,
     RemoteError,
@@ -27,6 +28,7 @@ from fastmtcp.engine.flow_control import WindowPool
 from fastmtcp.engine.frames import (
     Ack,
     Blocked,
+    Busy,
     Closed,
     Data,
     Frame,
@@ -82,6 +84,12 @@ class Session:
         self.peer_draining = False
         self.streams_opened = 0
         self.created_at = now
+        self.demand = Demand()
+        """Whether what this side sends waits for subflows."""
+        self.peer_demand_at = float("-inf")
+        """When the server last said the same of what it sends (BUSY)."""
+        self.acked = 0
+        """Bytes of applications that the peer has acknowledged."""
         self.past = Past()
         self.past_payload_sent = 0
         """Bytes that applications wrote to streams that are gone."""
@@ -352,6 +360,16 @@ class Session:
                 holder.reinjected += stop - start
                 self._scheduler.promote(stream)
 
+    def watch_demand(self, now: float) -> None:
+        """See whether bulk waits for subflows. Call it after all samples."""
+        first = self._scheduler.first_bulk
+        waits = (
+            first is not None and bool(self._lanes.bulk) and not self._lanes.pick_bulk(first, now)
+        )
+        if self.demand.look(waits, now) and not self.opener:
+            # Only the client opens subflows.
+            self._outbox.hint(Busy())
+
     # --- receiving ----------------------------------------------------------------------
 
     def receive(self, subflow: Subflow, view: memoryview, now: float) -> None:
@@ -419,6 +437,8 @@ class Session:
             self._say(self._feeding, Pong(frame.token))  # type: ignore[union-attr]
         elif kind is Blocked:
             self._on_blocked(frame)  # type: ignore[arg-type]
+        elif kind is Busy:
+            self.peer_demand_at = self._now
         elif kind is Gone:
             self._on_gone(frame)  # type: ignore[arg-type]
         elif kind is Goaway:
@@ -450,7 +470,9 @@ class Session:
         send = stream.send
         before = send.buffer.base
         if send.on_ack(frame.received, frame.limit):
-            self._let_go(send.buffer.base - before)
+            count = send.buffer.base - before
+            self.acked += count
+            self._let_go(count)
             stream.idle_probes = 0
             self._scheduler.add(stream, self._now)
             self._touch(stream)
@@ -490,6 +512,7 @@ class Session:
         if send.finished and send.next > send.buffer.end and stream.receive.fin_at is not None:
             held = send.held
             send.on_closed()
+            self.acked += held
             self._let_go(held)
             if stream.finished:
                 self._forget(stream)

@@ -227,4 +227,5 @@ class SessionDriver:
         for subflow in list(self.session.subflows.values()):
             subflow.user.measure(self.loop.now)
         self.session.rescue(self.loop.now)
+        self.session.watch_demand(self.loop.now)
         self.progress()

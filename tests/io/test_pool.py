@@ -12,6 +12,7 @@ import pytest
 from fastmtcp import slot as slot_module
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.role import Role
@@ -68,10 +69,10 @@ class World:
         self.servers.append(worker)
         return worker, numbers
 
-    def client(self, *paths: str | int, connections: int = 4, express: bool = True) -> Client:
+    def client(self, *paths: str | int, connections: int | str = 4, express: bool = True) -> Client:
         config = ClientConfig(
             server=tuple(PathSpec.parse(f"127.0.0.1:{path}") for path in paths),
-            connections=connections,
+            connections=Connections.read(connections),
             express=express,
             connect_timeout=5,
         )
@@ -111,6 +112,7 @@ class Client:
         )
         world.clients.append(self.session)
         self.pool = self.session.pool
+        self.config_paths = config.server
         self.pool.set_paths(config.server)
 
     @property

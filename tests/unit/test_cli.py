@@ -19,6 +19,7 @@ from fastmtcp import __version__, config, keys, settings
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
 from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, PeerError, StartError
 from fastmtcp.path import PathSpec
@@ -110,7 +111,7 @@ def test_every_client_option(supervisor: Supervisor, key_file: str) -> None:
                 PathSpec(Endpoint("a", 1)),
                 PathSpec(Endpoint("::1", 2), bind="::1", backup=True),
             ),
-            connections=8,
+            connections=Connections(8, 8),
             egress="auto",
             express=False,
             session_timeout=60,
@@ -145,7 +146,11 @@ def test_options_win_over_the_environment_over_the_file(
     assert client.main(["--config", str(path), "--key-file", names["option"]]) == 0
     first, second, third = supervisor.started
     assert isinstance(first, ClientConfig)
-    assert (first.key_file, first.workers, first.connections) == (names["file"], 5, 2)
+    assert (first.key_file, first.workers, first.connections) == (
+        names["file"],
+        5,
+        Connections(2, 2),
+    )
     assert (second.key_file, second.workers) == (names["environment"], 3)
     assert third.key_file == names["option"]
 
@@ -179,7 +184,7 @@ def test_an_empty_environment_variable_is_none(
         (
             client,
             ["--connections", "65"],
-            "--connections: '65' must be a whole number from 1 to 64",
+            "--connections: '65' must be a whole number from 1 to 64, or a range such as 2-16",
         ),
         (client, ["--server", ":7700"], "--server: *:7700 is for listening only"),
         (

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from fastmtcp import config, settings
 from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.connections import EXPECTED, Connections, fit
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
@@ -50,9 +51,48 @@ def test_client_defaults_reach_the_default_server() -> None:
     loaded = settings.load(ClientConfig, None, {})
     assert loaded.listen == (Endpoint("127.0.0.1", 7701),)
     assert tuple(path.endpoint for path in loaded.server) == ServerConfig().listen
-    assert loaded.connections == 4
+    assert loaded.connections == Connections(2, 16)
     assert (loaded.egress, loaded.express) == ("off", True)
     assert loaded.workers is None
+
+
+@pytest.mark.parametrize(
+    ("text", "connections"),
+    [
+        ("4", (4, 4)),
+        ("'4'", (4, 4)),
+        ("'2-16'", (2, 16)),
+        ("' 1 - 64 '", (1, 64)),
+        ("'3-3'", (3, 3)),
+    ],
+)
+def test_a_number_or_a_range(tmp_path: Path, text: str, connections: tuple[int, int]) -> None:
+    loaded = settings.load(ClientConfig, write(tmp_path, f"connections = {text}"), {})
+    assert loaded.connections == Connections(*connections)
+    assert loaded.connections.is_fixed == (connections[0] == connections[1])
+
+
+def test_only_lower_ends_that_do_not_fit_are_an_error() -> None:
+    paths = tuple(f"a:{port}" for port in range(1, 41))
+    assert settings.load(ClientConfig, None, {"server": paths}).subflows == 80
+    message = refusal(ClientConfig, None, server=paths, connections="4-16")
+    assert message == (
+        "--server: the paths have 160 connections or more, the limit is 120; lower --connections "
+        "or the connections= of a path"
+    )
+
+
+def test_upper_ends_are_lowered_until_they_fit() -> None:
+    automatic, fixed = Connections(2, 16), Connections(60, 60)
+    assert fit([automatic] * 7, 120) == [automatic] * 7
+    assert fit([automatic] * 8, 120) == [Connections(2, 15)] * 8
+    assert fit([fixed, Connections(2, 64), automatic], 120) == [
+        fixed,
+        Connections(2, 44),
+        automatic,
+    ]
+    # What cannot be helped stays as it is.
+    assert fit([fixed] * 3, 120) == [fixed] * 3
 
 
 SERVER_FILE = """
@@ -70,7 +110,7 @@ session_timeout = 1
 CLIENT_FILE = """
 listen = "127.0.0.1:1"
 server = ["a:1", "b:2"]
-connections = 60
+connections = "2-60"
 egress = "auto"
 express = false
 workers = 256
@@ -106,7 +146,7 @@ def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], te
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, CLIENT_FILE)
     loaded = settings.load(ClientConfig, path, {"connections": "2", "server": ("c:3",)})
-    assert loaded.connections == 2
+    assert loaded.connections == Connections(2, 2)
     assert loaded.server == (PathSpec(Endpoint("c", 3)),)
     assert loaded.workers == 256
 
@@ -122,7 +162,9 @@ def test_overrides_may_be_ready_values() -> None:
     path = PathSpec(Endpoint("a", 1))
     overrides = {"server": [path], "connections": 7, "drain_timeout": 1.5, "express": False}
     loaded = settings.load(ClientConfig, None, overrides)
-    assert loaded == ClientConfig(server=(path,), connections=7, drain_timeout=1.5, express=False)
+    assert loaded == ClientConfig(
+        server=(path,), connections=Connections(7, 7), drain_timeout=1.5, express=False
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,23 +199,35 @@ def test_overrides_may_be_ready_values() -> None:
             "[server]",
             'server: the table needs its address, as in address = "example.com:7700"',
         ),
-        (ClientConfig, "connections = 65", "connections: 65 must be a whole number from 1 to 64"),
-        (ClientConfig, "connections = 0", "connections: 0 must be a whole number from 1 to 64"),
-        (ClientConfig, "connections = 2.5", "connections: 2.5 must be a whole number from 1 to 64"),
         (
             ClientConfig,
-            "connections = '4'",
-            "connections: '4' must be a whole number from 1 to 64, without quotes",
+            "connections = 65",
+            f"connections: 65 must be {EXPECTED}",
+        ),
+        (
+            ClientConfig,
+            "connections = 0",
+            f"connections: 0 must be {EXPECTED}",
+        ),
+        (
+            ClientConfig,
+            "connections = 2.5",
+            f"connections: 2.5 must be {EXPECTED}",
+        ),
+        (
+            ClientConfig,
+            "connections = '4-'",
+            f"connections: '4-' must be {EXPECTED}",
         ),
         (
             ClientConfig,
             "connections = true",
-            "connections: true must be a whole number from 1 to 64",
+            f"connections: true must be {EXPECTED}",
         ),
         (
             ClientConfig,
             f"connections = {10**30}",
-            f"connections: {10**30} must be a whole number from 1 to 64",
+            f"connections: {10**30} must be {EXPECTED}",
         ),
         (ClientConfig, "workers = 0", "workers: 0 must be a whole number from 1 to 256"),
         (
@@ -255,9 +309,14 @@ def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
             ClientConfig,
             "connections",
             "x",
-            "--connections: 'x' must be a whole number from 1 to 64",
+            f"--connections: 'x' must be {EXPECTED}",
         ),
-        (ClientConfig, "connections", "", "--connections: '' must be a whole number from 1 to 64"),
+        (
+            ClientConfig,
+            "connections",
+            "",
+            f"--connections: '' must be {EXPECTED}",
+        ),
         (ClientConfig, "workers", "null", "--workers: 'null' must be a whole number from 1 to 256"),
         (
             ClientConfig,

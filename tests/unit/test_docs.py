@@ -17,9 +17,10 @@ from fastmtcp import config, settings, status
 from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
 from fastmtcp.config import ClientConfig, Config, ServerConfig
+from fastmtcp.connections import MAX_CONNECTIONS
 from fastmtcp.engine.limits import MIB, Limits
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import KEYS, MAX_CONNECTIONS, PathSpec
+from fastmtcp.path import KEYS, PathSpec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

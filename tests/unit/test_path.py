@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from fastmtcp import settings
 from fastmtcp.config import ClientConfig
+from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec, Proxy
@@ -26,7 +27,11 @@ A = Endpoint("a", 1)
         ("a:1,bind=[2001:DB8::2]", PathSpec(A, bind="2001:db8::2")),
         ("a:1,bind=2001:db8::2", PathSpec(A, bind="2001:db8::2")),
         ("[::1]:2,dev=eth0.7", PathSpec(Endpoint("::1", 2), dev="eth0.7")),
-        ("a:1,connections=64,direction=up", PathSpec(A, connections=64, direction="up")),
+        (
+            "a:1,connections=64,direction=up",
+            PathSpec(A, connections=Connections(64, 64), direction="up"),
+        ),
+        ("a:1,connections=2-16", PathSpec(A, connections=Connections(2, 16))),
         ("a:1,direction=both", PathSpec(A)),
         (
             "a:1,via=socks5://p:1080",
@@ -70,7 +75,9 @@ def test_parse(text: str, spec: PathSpec | None) -> None:
         ("a:1,dev=..", "a:1: dev=.. must be the name of a network interface, for example eth0"),
         ("a:1,connections=0", "a:1: connections=0 must be a whole number from 1 to 64"),
         ("a:1,connections=65", "a:1: connections=65 must be a whole number from 1 to 64"),
-        ("a:1,connections=2-8", "a:1: connections=2-8 must be a whole number from 1 to 64"),
+        ("a:1,connections=8-2", "a:1: connections=8-2 must be a whole number from 1 to 64, or a"),
+        ("a:1,connections=2-65", "a:1: connections=2-65 must be a whole number from 1 to 64, or"),
+        ("a:1,connections=2-", "a:1: connections=2- must be a whole number from 1 to 64, or a"),
         ("a:1,connections=٣", "a:1: connections=٣ must be a whole number from 1 to 64"),
         ("a:1,direction=left", "a:1: direction=left must be one of both, up, down"),
         ("a:1,backup=maybe", "a:1: backup=maybe must be true or false"),
@@ -140,7 +147,8 @@ specs = st.builds(
     endpoint=st.builds(Endpoint, st.sampled_from(["a", "::1", "10.0.0.1"]), st.integers(1, 65535)),
     bind=st.none() | st.ip_addresses().filter(lambda a: not a.is_multicast).map(str),
     dev=st.none() | devices,
-    connections=st.none() | st.integers(1, 64),
+    connections=st.none()
+    | st.builds(lambda *ends: Connections(*sorted(ends)), st.integers(1, 64), st.integers(1, 64)),
     direction=st.sampled_from(["both", "up", "down"]),
     backup=st.booleans(),
     via=st.none()
@@ -189,7 +197,8 @@ def test_tables_and_texts_say_the_same(tmp_path: Path) -> None:
     texts = load(
         tmp_path,
         "server = ['a:1,bind=10.0.0.2,connections=3', 'b:2,direction=down,backup', "
-        "{address = 'c:3', dev = 'eth1', via = 'http://u:p@q:8'}]",
+        "{address = 'c:3', connections = '2-9', dev = 'eth1', via = 'http://u:p@q:8'}]\n"
+        "connections = 4",
     )
     tables = load(
         tmp_path,
@@ -205,12 +214,14 @@ direction = "down"
 backup = true
 [[server]]
 address = "c:3"
+connections = "2-9"
 dev = "eth1"
 via = "http://u:p@q:8"
 """,
     )
     assert texts == tables
-    assert texts.subflows == 3 + 4 + 4
+    assert texts.subflows == 3 + 4 + 2
+    assert texts.server[2].connections == Connections(2, 9)
     one = load(tmp_path, "[server]\naddress = 'a:1'")
     assert one.server == (PathSpec(A),)
 
@@ -226,7 +237,8 @@ via = "http://u:p@q:8"
             "direction, backup, via; other settings stand above the first [[server]]",
         ),
         ("[[server]]\naddress = 'a:1'\nbackup = 1", "a:1: backup=1 must be true or false"),
-        ("[[server]]\naddress = 'a:1'\nconnections = '2'", "a:1: connections=2 must be a whole"),
+        ("[[server]]\naddress = 'a:1'\nconnections = 'x'", "a:1: connections=x must be a whole"),
+        ("[[server]]\naddress = 'a:1'\nconnections = 2.5", "a:1: connections=2.5 must be a whol"),
         ("[[server]]\naddress = 'a:1'\nconnections = true", "a:1: connections=true must be a wh"),
         ("[[server]]\naddress = 'a:1'\nvia = 5", "a:1: via= must be socks5://[USER:PASSWORD@]"),
         ("[[server]]\naddress = 'a:1'\ndev = ['x']", "a:1: dev=['x'] must be the name of a net"),
@@ -248,7 +260,7 @@ via = "http://u:p@q:8"
         ("server = 'a:1,direction=down'", "no path carries data to the server; add one with dir"),
         (
             "server = ['a:1,connections=60', 'b:1,connections=61']",
-            "the paths have 121 connections, the limit is 120; lower --connections or the",
+            "the paths have 121 connections or more, the limit is 120; lower --connections or the",
         ),
     ],
 )

@@ -122,6 +122,7 @@ def test_the_table_of_arrays_is_what_the_code_encodes(
 def test_only_the_client_sends_open() -> None:
     senders = {row[1]: row[3] for row in table("No.", "Frame", "Fields")}
     assert senders.pop("OPEN") == "client"
+    assert senders.pop("BUSY") == "server"
     assert set(senders.values()) == {"both"}
 
 
