@@ -83,7 +83,10 @@ def net(lab: Lab) -> Net:
     return Net(lab)
 
 
-PATHS = ("--server", f"{SERVER}:7700,dev=up1", "--server", f"{SERVER}:7700,dev=up2,connections=2")
+PATHS = (
+    *("--server", f"{SERVER}:7700,dev=up1,connections=4"),
+    *("--server", f"{SERVER}:7700,dev=up2,connections=2"),
+)
 
 
 def test_bind_and_dev_choose_the_line(net: Net) -> None:

@@ -194,9 +194,10 @@ class Programs:
         return self.start("fastmtcp-server", *where, *arguments).ready()
 
     def client(self, server: Program | int, *arguments: object, port: int = 0) -> Program:
-        """A client on loopback, ready."""
+        """A client on loopback, ready; with 4 connections if `arguments` do not say how many."""
         number = server.port if isinstance(server, Program) else server
         where = ("--listen", f"127.0.0.1:{port}", "--server", f"127.0.0.1:{number}")
+        where += ("--connections", "4")
         return self.start("fastmtcp-client", *where, *arguments).ready()
 
     def pair(self, target: int | str, server_workers: int = 1, client_workers: int = 1) -> Program:

@@ -101,6 +101,7 @@ def test_a_relay_in_front_of_a_dead_server_is_no_server(
     client = programs.start(
         "fastmtcp-client",
         *("--listen", "127.0.0.1:0", "--server", f"127.0.0.1:{port}", "--workers", 1),
+        *("--connections", 4),
     )
     client.wait_for(f"cannot use server 127.0.0.1:{port}: .*; trying again")
     programs.server(echo_target.port, port=server.port)

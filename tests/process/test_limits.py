@@ -35,7 +35,7 @@ class TestDescriptorsExhausted:
         client = programs.start(
             "fastmtcp-client",
             *("--listen", "127.0.0.1:0", "--server", f"127.0.0.1:{server.port}"),
-            *("--workers", 1),
+            *("--workers", 1, "--connections", 4),
             max_files=64,
         ).ready()
         with contextlib.ExitStack() as stack:
