@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 from fastmtcp import control
-from fastmtcp.connections import Connections
+from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.path import PathSpec
 from fastmtcp.settings import (
@@ -194,8 +194,8 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         Connections,
         Setting(
             SERVER_PATH,
-            "TCP connections on each path that does not say how many, for each worker: a fixed "
-            "number from 1 to 64, or a range within which it finds the number that is worth it.",
+            "TCP connections on each path that does not say how many, for each worker: "
+            f"{EXPECTED}, within which it finds the number that is worth it.",
             metavar="N|MIN-MAX",
         ),
     ] = Connections(2, 16)

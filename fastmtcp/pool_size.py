@@ -49,16 +49,26 @@ _SETTLE_ROUND_TRIPS = 10
 """A new connection needs some round trips to find its rate (slow start)."""
 
 _RISING = 1.15
+"""What arrives still grows by itself if half a second brings so much more than the one before."""
+
 _GOING_ON = 2
 _BASELINE = 4
 _BASELINE_AGAIN = 8
 _KEPT = 16
+"""Readings that make a level: right after a step that was kept, usually, and where the step is so
+small that noise could hide it."""
+
 _TO_CONNECT = 5.0
 _TO_PAUSE = 3.0
 _AS_BEFORE = 0.95
+"""If nothing waits any more and this part of the rate is still there, the streams have enough."""
+
 _MOVED = 1.4
 _MOVED_FOR = 12
 _MOVED_AFTER = 1 / 6
+"""A hold ends early if the goodput is another by this factor for this many readings in a row, but
+not before this part of the next hold is over: a line that goes up and down all the time would else
+be tried all the time."""
 
 
 class Reading(msgspec.Struct, frozen=True):

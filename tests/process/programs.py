@@ -197,8 +197,9 @@ class Programs:
         """A client on loopback, ready; with 4 connections if `arguments` do not say how many."""
         number = server.port if isinstance(server, Program) else server
         where = ("--listen", f"127.0.0.1:{port}", "--server", f"127.0.0.1:{number}")
-        where += ("--connections", "4")
-        return self.start("fastmtcp-client", *where, *arguments).ready()
+        # The last one counts.
+        many = ("--connections", 4)
+        return self.start("fastmtcp-client", *where, *many, *arguments).ready()
 
     def pair(self, target: int | str, server_workers: int = 1, client_workers: int = 1) -> Program:
         """A server and a client; returns the client."""
