@@ -81,17 +81,14 @@ def drain(sock: socket.socket) -> None:
         pass
 
 
-@pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_slow_reader_gets_no_more_connections(
-    world: World, throttled: int, direction: str
-) -> None:
+def test_a_slow_reader_gets_no_more_connections(world: World, throttled: int) -> None:
     client = world.client(throttled, connections="2-8")
     client.until_up(2)
-    sender, receiver = ends(client, direction)
+    sender, receiver = ends(client, "down")
     Background(pour, sender)
     (path,) = client.pool.paths
     (stream,) = client.session.session.streams.values()
-    moved: list[tuple[int, float]] = [(0, 0.0)]
+    moved = [(0, world.loop.now)]
 
     def stalled() -> bool:
         """Every buffer on the way is full, and whatever came of that is over."""
@@ -119,6 +116,26 @@ def test_a_slow_reader_gets_no_more_connections(
     world.until(look)
     reading.result()
     assert seen == {before}
+
+
+def test_a_backup_is_left_as_it_is(world: World) -> None:
+    _, ports = world.server(ports=2)
+    lines = [
+        world.stack.enter_context(
+            Throttle(Endpoint("127.0.0.1", port), Endpoint("127.0.0.1", 0), rate=RATE)
+        ).address.port
+        for port in ports
+    ]
+    client = world.client(lines[0], f"{lines[1]},backup", connections="1-3")
+    client.until_up(1, 1)
+    sender, receiver = ends(client, "down")
+    Background(pour, sender)
+    Background(drain, receiver)
+    client.until_up(3, 1)
+    # Without the first path it is the one that carries everything.
+    client.pool.set_paths([client.pool.paths[1].spec])
+    client.until_up(3)
+    receiver.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_idle_session_stays_at_the_least(world: World, throttled: int) -> None:

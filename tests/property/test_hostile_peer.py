@@ -11,6 +11,7 @@ from fastmtcp.engine.errors import LocalError, RemoteError, ResetCode, SessionCo
 from fastmtcp.engine.frames import (
     Ack,
     Blocked,
+    Busy,
     Closed,
     Data,
     Frame,
@@ -56,6 +57,7 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
     st.tuples(st.builds(ResetAck, STREAMS), st.just(b"")),
     st.tuples(st.builds(Closed, STREAMS), st.just(b"")),
     st.tuples(st.builds(Blocked, STREAMS, OFFSETS), st.just(b"")),
+    st.tuples(st.builds(Busy), st.just(b"")),
     st.tuples(st.builds(Ping, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Pong, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Goaway, st.integers(0, 9), st.text(max_size=5)), st.just(b"")),
@@ -225,7 +227,8 @@ def test_real_traffic_that_was_tampered_with(data: st.DataObject) -> None:
 def _fields(frame: Frame, number: int) -> list[Any]:
     """The fields of a frame with another second number (offset, received, code ...), if any."""
     fields = [getattr(frame, name) for name in frame.__struct_fields__]
-    fields[1 if len(fields) > 1 else 0] = number
+    if fields:
+        fields[1 if len(fields) > 1 else 0] = number
     return fields
 
 

@@ -66,6 +66,7 @@ class Session:
         trunk: float = 1e12,
         noise: float = 0.0,
         seed: int = 1,
+        always_hungry: bool = False,
     ) -> None:
         self.paths = paths
         self.wants = wants
@@ -73,6 +74,7 @@ class Session:
         self.now = 100.0
         self.history: list[list[int]] = [[] for _ in paths]
         self._noise = noise
+        self._always_hungry = always_hungry
         self._random = random.Random(seed)
 
     def run(self, seconds: float) -> Session:
@@ -90,7 +92,8 @@ class Session:
             assert probing <= 1
             busy = bool(probing)
             for path, (up, rate), history in zip(self.paths, moved, self.history, strict=True):
-                reading = Reading(up, self.wants > able, goodput, rate * share, path.rtt)
+                hungry = self._always_hungry or self.wants > able
+                reading = Reading(up, hungry, goodput, rate * share, path.rtt)
                 before = path.size.wanted
                 path.size.update(self.now, reading, may_probe=not busy)
                 busy = busy or path.size.is_probing
@@ -151,6 +154,12 @@ def changes(session: Session) -> int:
 def test_an_application_that_wants_no_more_gets_no_more(wants: float) -> None:
     session = Session(Path(), wants=wants * MBIT, noise=0.02).run(300)
     assert set(session.history[0]) == {2}
+
+
+def test_a_server_that_always_says_that_it_is_busy_gets_no_more_either() -> None:
+    session = Session(Path(), wants=30 * MBIT, always_hungry=True).run(600)
+    assert session.share_of_time(2, 3) == 1.0
+    assert session.share_of_time(2, 2) > 0.95
 
 
 def test_stops_where_the_application_is_satisfied() -> None:
