@@ -144,7 +144,7 @@ def test_a_link_goes_down_and_comes_back(net: Net, up: bool) -> None:
 @pytest.mark.parametrize("egress", ["off", "auto"])
 def test_roaming_to_another_address(net: Net, up: bool, egress: str) -> None:
     net.client.ip("link", "set", "up2", "down")
-    client = net.start("--server", f"{SERVER}:7700", "--egress", egress)
+    client = net.start("--server", f"{SERVER}:7700,connections=4", "--egress", egress)
     transfer = Transfer(net.client, net.server, up=up)
     eventually(lambda: transfer.received > 2_000_000, "the transfer is under way")
     net.client.ip("address", "del", "10.1.0.2/24", "dev", "up1")
@@ -159,7 +159,7 @@ def test_roaming_to_another_address(net: Net, up: bool, egress: str) -> None:
 def test_from_one_line_to_the_other_with_nothing_in_between(net: Net) -> None:
     """Out of the range of one network, and only later into that of the next."""
     net.client.ip("link", "set", "up2", "down")
-    client = net.start("--server", f"{SERVER}:7700", "--egress", "auto")
+    client = net.start("--server", f"{SERVER}:7700,connections=4", "--egress", "auto")
     transfer = Transfer(net.client, net.server, up=True)
     eventually(lambda: transfer.received > 2_000_000, "the transfer is under way")
     net.client.ip("link", "set", "up1", "down")
