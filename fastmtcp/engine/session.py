@@ -362,10 +362,9 @@ class Session:
 
     def watch_demand(self, now: float) -> None:
         """See whether bulk waits for subflows. Call it after all samples."""
-        first = self._scheduler.first_bulk
-        waits = (
-            first is not None and bool(self._lanes.bulk) and not self._lanes.pick_bulk(first, now)
-        )
+        lanes = self._lanes
+        free = lanes.held_back is None and any(subflow.ready for subflow in lanes.bulk)
+        waits = self._scheduler.first_bulk is not None and bool(lanes.bulk) and not free
         if self.demand.look(waits, now) and not self.opener:
             # Only the client opens subflows.
             self._outbox.hint(Busy())
