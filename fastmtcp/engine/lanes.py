@@ -16,6 +16,9 @@ from fastmtcp.engine.subflow import Subflow
 
 CONTROL, SWIFT, BULK = range(3)
 
+_PATIENCE = 0.1
+"""Seconds that a small stream may wait for a subflow that is busy, if it gains more by that."""
+
 
 class Lanes:
     """The subflows of a session, sorted by use. refresh() after every change of their states.
@@ -68,8 +71,16 @@ class Lanes:
         return _earliest([subflow for subflow in self._bulk if subflow is not holder], now)
 
     def pick_swift(self, now: float) -> Subflow | None:
-        """The ready subflow on which a small stream's bytes would arrive first."""
-        return _earliest(self._swift, now)
+        """The ready subflow on which a small stream's bytes would arrive first; None if there is
+        none, or if it is worth waiting for one that is much faster."""
+        best = _earliest(self._swift, now)
+        if best is None or len(self._swift) == 1:
+            return best
+        limit = best.arrival(now) - _PATIENCE
+        for other in self._swift:
+            if other.arrival(now) < limit and now - other.progress_at < _PATIENCE:
+                return None
+        return best
 
     def pick_bulk(self, stream: Stream, streams: int, now: float) -> Subflow | None:
         """The ready subflow on which a chunk of `stream`, one of `streams` that send, would arrive

@@ -107,6 +107,7 @@ class Session:
         self._now = now
         self._empty_since: float | None = now
         self._tick_at = now + 1.0
+        self._rescued_at = now
         self._feeding: Subflow | None = None
 
     # --- subflows -----------------------------------------------------------------------
@@ -351,11 +352,14 @@ class Session:
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
         self._now = now
+        # After a time in which nothing was on its way, nobody can have stood still for long.
+        elapsed = min(now - self._rescued_at, 2 * watch.SAMPLE_EVERY)
+        self._rescued_at = now
         subflows = self.subflows.values()
         if watch.judge(self._lanes, subflows, now):
             self._lanes.refresh(subflows)
         self._lanes.gate.update(self._lanes.bulk)
-        for holder, stream, start, stop in watch.rescue(self._lanes, now):
+        for holder, stream, start, stop in watch.rescue(self._lanes, elapsed, now):
             if stream.send.on_lost(start, stop):
                 holder.reinjected += stop - start
                 self._scheduler.promote(stream)

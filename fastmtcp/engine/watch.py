@@ -81,12 +81,13 @@ def is_dead(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
     )
 
 
-def rescue(lanes: Lanes, now: float) -> list[tuple[Subflow, Stream, int, int]]:
+def rescue(lanes: Lanes, elapsed: float, now: float) -> list[tuple[Subflow, Stream, int, int]]:
     """Ranges to send once more because they hold up their stream: holder, stream, start, stop.
 
     A stream with nothing to send, because its window is full or its end has been sent, waits for
     its lowest range. If that is on a subflow where it will take longer than on the best one that
-    is free, it is sent there too: at most once per round trip.
+    is free, it is sent there too: at most once per round trip. `elapsed` are the seconds since
+    the last call, which the guard counts.
     """
     found = []
     for holder in lanes.bulk:
@@ -100,7 +101,7 @@ def rescue(lanes: Lanes, now: float) -> list[tuple[Subflow, Stream, int, int]]:
         if best is None:
             continue
         if send.blocked:
-            holder.guard.blame(SAMPLE_EVERY)
+            holder.guard.blame(elapsed)
         if now - stream.rescued_at < max(best.rtt, 0.02):
             continue
         size = min(stop - send.acked, best.chunk)

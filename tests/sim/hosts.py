@@ -232,6 +232,7 @@ class Host:
         subflow = self.session.attach(subflow_id, self.clock.now)
         end = End(self, subflow, out, incoming)
         self.ends[subflow_id] = end
+        self.session.on_sample(subflow, out.sample(), self.clock.now)
         return end
 
     def drop(self, end: End) -> None:

@@ -70,6 +70,7 @@ class Pipe:
         self._cut = False
         self._drop = False
         self._flying = 0
+        self._lost = 0
         self._limited_until = 0.0
 
     def write(self, data: bytes) -> int:
@@ -101,6 +102,7 @@ class Pipe:
         """
         self._cut = True
         self._drop = drop
+        self._lost += len(self._queue)
         self._queue.clear()
 
     def sample(self) -> Sample:
@@ -111,9 +113,13 @@ class Pipe:
             delivery_rate=self.path.rate,
             app_limited=not self._queue and self.clock.now > self._limited_until,
             not_sent=len(self._queue),
-            unacked=self._flying,
+            unacked=self._flying or self._unanswered(),
             bytes_acked=self.bytes_arrived,
         )
+
+    def _unanswered(self) -> int:
+        """What is sent into a black hole waits for an answer."""
+        return self._lost + (len(self._queue) if self._paused else 0)
 
     def _start(self) -> None:
         if self._busy or self._paused or self._cut or not self._queue:
@@ -137,9 +143,11 @@ class Pipe:
 
     def _arrive(self, segment: bytes) -> None:
         self._flying -= len(segment)
-        if not self._drop:
-            self.bytes_arrived += len(segment)
-            self.on_bytes(segment)
+        if self._drop:
+            self._lost += len(segment)
+            return
+        self.bytes_arrived += len(segment)
+        self.on_bytes(segment)
 
     def _tell_room(self) -> None:
         if self._wanting and not self._cut and 2 * len(self._queue) <= self.path.buffer:
