@@ -96,4 +96,33 @@ class Gone(msgspec.Struct, array_like=True, tag=12, gc=False):
     subflow: int
 
 
-Frame = Open | Data | Ack | Reset | ResetAck | Closed | Ping | Pong | Goaway | Blocked | Busy | Gone
+class Got(msgspec.Struct, array_like=True, tag=13, gc=False):
+    """How much of subflow `subflow` this side has read: bytes since it joined the session."""
+
+    subflow: int
+    received: int
+
+
+class Stalled(msgspec.Struct, array_like=True, tag=14, gc=False):
+    """Nothing that this side sent on subflow `subflow` gets through: the other should not rely on
+    it either, until something comes in on it."""
+
+    subflow: int
+
+
+Frame = (
+    Open
+    | Data
+    | Ack
+    | Reset
+    | ResetAck
+    | Closed
+    | Ping
+    | Pong
+    | Goaway
+    | Blocked
+    | Busy
+    | Gone
+    | Got
+    | Stalled
+)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from fastmtcp.engine import liveness, watch
 from fastmtcp.engine.codec import FrameReader, encode
+from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
 from fastmtcp.engine.errors import (
     LocalError,
@@ -34,11 +35,13 @@ from fastmtcp.engine.frames import (
     Frame,
     Goaway,
     Gone,
+    Got,
     Open,
     Ping,
     Pong,
     Reset,
     ResetAck,
+    Stalled,
 )
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
@@ -49,7 +52,7 @@ from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.stream_ids import StreamIds
-from fastmtcp.engine.subflow import Past, Sample, Subflow
+from fastmtcp.engine.subflow import Doubt, Past, Sample, Subflow
 
 
 class Session:
@@ -99,6 +102,7 @@ class Session:
         self._scheduler = Scheduler()
         self._lanes = Lanes()
         self._outbox = Outbox(limits)
+        self._reports = Reports()
         self._own_waiting = False
         self._starved: dict[Stream, None] = {}
         # What a client may have sent that is not here yet: its open streams and its resets.
@@ -136,6 +140,7 @@ class Session:
         if self.subflows.pop(subflow.subflow_id, None) is None:
             return
         del self._readers[subflow.subflow_id]
+        self._reports.forget(subflow)
         subflow.ready = False
         self._now = now
         self._lanes.refresh(self.subflows.values())
@@ -290,10 +295,11 @@ class Session:
             if blob:
                 subflow.own.clear()
                 subflow.ping_position = subflow.bytes_sent + len(blob)
-            blob += self._outbox.take()
+            blob += self._outbox.take() + self._reports.take()
             out.append(blob)
             size = len(blob)
         scheduler = self._scheduler
+        control = size
         left = min(subflow.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
         bulk = subflow.lane == BULK
         frames = 0
@@ -317,6 +323,8 @@ class Session:
                 break
         if size:
             subflow.count_sent(size, now)
+        if size > control:
+            subflow.delivery.sent(subflow.bytes_sent, now)
         return out, size
 
     def _data_frame(self, stream: Stream, start: int, stop: int, out: list[Buffer]) -> int:
@@ -343,11 +351,17 @@ class Session:
         others = self.subflows.values()
         changed = watch.update(subflow, sample, others, now)
         if changed and subflow.suspect:
-            self._reinject(subflow)
-            self._repeat_control(now)
+            self._outbox.hint(Stalled(subflow.subflow_id))
+            self._doubt(subflow, now)
         if changed:
             self._lanes.refresh(others)
         return watch.is_dead(subflow, others, now)
+
+    def _doubt(self, subflow: Subflow, now: float) -> None:
+        """`subflow` has become suspect: say elsewhere what may be stuck on it."""
+        self._reinject(subflow)
+        self._lanes.refresh(self.subflows.values())
+        self._repeat_control(now)
 
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
@@ -389,6 +403,8 @@ class Session:
         self._readers[subflow.subflow_id].feed(view)
 
     def _on_data(self, stream_id: int, offset: int, piece: memoryview, fin: bool) -> None:
+        if self._feeding is not None:
+            self._reports.owe(self._feeding)
         stream = self.streams.get(stream_id)
         if stream is None:
             known = self._stream_for(stream_id)
@@ -442,6 +458,10 @@ class Session:
             self._on_blocked(frame)  # type: ignore[arg-type]
         elif kind is Busy:
             self.peer_demand_at = self._now
+        elif kind is Got:
+            self._on_got(frame)  # type: ignore[arg-type]
+        elif kind is Stalled:
+            self._on_stalled(frame)  # type: ignore[arg-type]
         elif kind is Gone:
             self._on_gone(frame)  # type: ignore[arg-type]
         elif kind is Goaway:
@@ -489,6 +509,23 @@ class Session:
         receive = stream.receive
         if receive.window.on_blocked(frame.limit, receive.data.ready_bytes):
             self._outbox.ack(stream, self._now, urgent=True)
+
+    def _on_got(self, frame: Got) -> None:
+        subflow = self.subflows.get(frame.subflow)
+        if subflow is None:
+            return
+        if frame.received > subflow.bytes_sent:
+            raise RemoteError(SessionCode.PROTOCOL, "GOT beyond what was sent")
+        subflow.delivery.on_got(frame.received, self._now)
+
+    def _on_stalled(self, frame: Stalled) -> None:
+        subflow = self.subflows.get(frame.subflow)
+        if subflow is None or subflow is self._feeding or subflow.suspect:
+            return
+        # To doubt a subflow is work for each stream: a peer cannot have it done without end.
+        if not subflow.stalls or self._now - subflow.suspect_since >= 1.0:
+            subflow.become_suspect(Doubt.PEER, self._now)
+            self._doubt(subflow, self._now)
 
     def _on_gone(self, frame: Gone) -> None:
         subflow = self.subflows.get(frame.subflow)
@@ -605,6 +642,8 @@ class Session:
                 self._outbox.ack(stream, now, urgent=True)
             if not stream.send.lost and liveness.needs_news(stream):
                 self._outbox.add(liveness.probe(stream))
+        for subflow in self.subflows.values():
+            self._reports.owe(subflow)
         self._outbox.repeat_resets()
         if self.draining:
             self.drain()

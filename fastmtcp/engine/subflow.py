@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fastmtcp.engine.delivery import Delivery
 from fastmtcp.engine.head_of_line import Guard
 from fastmtcp.engine.limits import (
     CHUNK_TIME,
@@ -29,6 +31,18 @@ _SWEEP = 256
 _DEFAULT_RTT = 0.1
 _FULL_ROUNDS = 3
 _PROBE_EVERY = 10.0
+
+
+class Doubt(enum.Enum):
+    """Why a subflow is suspect, which says what clears it."""
+
+    NONE = 0
+    KERNEL = 1
+    """The next kernel acknowledges nothing."""
+    DELIVERY = 2
+    """The peer's process gets nothing, though a relay may have taken it."""
+    PEER = 3
+    """The peer says that nothing of its own gets through."""
 
 
 class Sample(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +77,8 @@ class Subflow:
         "chunk",
         "created_at",
         "delivered",
+        "delivery",
+        "doubt",
         "guard",
         "heard_at",
         "in_flight",
@@ -133,6 +149,9 @@ class Subflow:
         """What it may carry now: CONTROL, SWIFT or BULK of fastmtcp.engine.lanes."""
         self.retiring = False
         """True if it gets nothing new: it is closed when what it carries is acknowledged."""
+        self.delivery = Delivery(now)
+        self.doubt = Doubt.NONE
+        """Why it is suspect."""
         self.guard = Guard(now)
         """Whether it brings more than it costs the others."""
         self.settled = False
@@ -249,6 +268,23 @@ class Subflow:
     def through(self) -> int:
         """Bytes that the other kernel has acknowledged."""
         return self._acked
+
+    def become_suspect(self, doubt: Doubt, now: float) -> None:
+        self.suspect = True
+        self.doubt = doubt
+        self.suspect_since = now
+        self.stalls += 1
+
+    def is_cleared(self) -> bool:
+        """True if what a suspect subflow was suspected of is no longer so."""
+        match self.doubt:
+            case Doubt.DELIVERY:
+                progress = self.delivery.progress_at
+            case Doubt.PEER:
+                progress = self.heard_at
+            case _:
+                progress = self.progress_at
+        return progress > self.suspect_since
 
     def arrival(self, now: float) -> float:
         """Seconds until a byte given to this subflow now would arrive (earliest arrival wins)."""

@@ -10,11 +10,15 @@ from collections.abc import Collection
 
 from fastmtcp.engine.lanes import Lanes
 from fastmtcp.engine.stream import Stream
-from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.subflow import Doubt, Sample, Subflow
 
 STALL = 0.2
 """A subflow with unacknowledged bytes and no progress for this long, seconds, or three round
 trips if that is more, is suspect. A policer or a lost burst recovers sooner."""
+
+UNDELIVERED = 0.4
+"""The same for what the peer's process reads: it may pause for a moment, and its reports wait for
+company."""
 
 REPLACE_AFTER = 3.0
 """A subflow that has been suspect for this long is closed, and dialled again."""
@@ -44,20 +48,32 @@ def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> boo
     )
 
 
+def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
+    """True if the peer reads nothing of what was sent on `subflow`, though it reads from others:
+    it is stuck in a relay, or behind one."""
+    delivery = subflow.delivery
+    if not delivery.waits or now - delivery.progress_at < max(UNDELIVERED, 3 * delivery.rtt):
+        return False
+    return any(
+        other is not subflow and now - other.delivery.progress_at < _FRESH and other.delivery.waits
+        for other in others
+    )
+
+
 def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: float) -> bool:
     """Take a sample. True if `subflow` became suspect, or is no longer."""
     subflow.on_sample(sample, now)
     if subflow.suspect:
-        if subflow.progress_at > subflow.suspect_since:
+        if subflow.is_cleared():
             subflow.suspect = False
+            subflow.doubt = Doubt.NONE
             return True
         return False
     if is_stalled(subflow, others, now):
-        subflow.suspect = True
-        subflow.suspect_since = now
-        subflow.stalls += 1
-        return True
-    return False
+        subflow.become_suspect(Doubt.KERNEL, now)
+    elif is_undelivered(subflow, others, now):
+        subflow.become_suspect(Doubt.DELIVERY, now)
+    return subflow.suspect
 
 
 def judge(lanes: Lanes, everyone: Collection[Subflow], now: float) -> bool:
@@ -76,6 +92,7 @@ def is_dead(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
     """True if a suspect subflow should be given up: others work, and it had its time."""
     return (
         subflow.suspect
+        and subflow.doubt is not Doubt.PEER  # then the peer gives it up
         and now - subflow.suspect_since >= REPLACE_AFTER
         and any(not other.suspect for other in others)
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 from fastmtcp.engine.codec import PREFIX, encode
-from fastmtcp.engine.frames import Frame
+from fastmtcp.engine.frames import Frame, Got
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
@@ -53,7 +53,9 @@ def collect(session: Session, now: float) -> list[tuple[Subflow, bytes]]:
 
 
 def frames_of(sent: Iterable[tuple[Subflow, bytes]]) -> list[tuple[Frame, bytes]]:
-    return [frame for _, data in sent for frame in parse(data)]
+    """Frames in order, without the reports of what was read, which ride along with any ACK."""
+    frames = [frame for _, data in sent for frame in parse(data)]
+    return [(frame, payload) for frame, payload in frames if not isinstance(frame, Got)]
 
 
 def ready_bytes(stream: Stream) -> bytes:

@@ -1,0 +1,133 @@
+"""Reports of what the peer's process has read, and what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+from fastmtcp.engine.delivery import Delivery
+from fastmtcp.engine.errors import RemoteError, SessionCode
+from fastmtcp.engine.frames import Data, Got, Stalled
+from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.watch import UNDELIVERED
+
+from tests.unit.wire import START, Pair, collect, feed, pack, parse
+
+
+def frames(session: Session, now: float) -> list[object]:
+    return [frame for _, data in collect(session, now) for frame, _ in parse(data)]
+
+
+def busy(through: int) -> Sample:
+    """A kernel, perhaps of a relay, that acknowledges and has more on its way."""
+    return Sample(0.001, 0.001, 1e6, False, 1000, 1000, through)
+
+
+def test_a_report_rides_with_the_ack() -> None:
+    pair = Pair(subflows=1)
+    mine, _ = pair.open(b"start")
+    mine.write(bytes(1000))
+    pair.flush(pair.client)
+    pair.now += 0.03
+    pair.server.on_time(pair.now)
+    (got,) = [frame for frame in frames(pair.server, pair.now) if isinstance(frame, Got)]
+    assert got == Got(0, pair.client.subflows[0].bytes_sent)
+
+
+def test_round_trip_and_rate_are_those_to_the_peer() -> None:
+    delivery = Delivery(0.0)
+    assert not delivery.waits
+    for step in range(1, 11):
+        delivery.sent(step * 1000, step * 0.02)
+    assert delivery.waits
+    for step in range(1, 11):
+        delivery.on_got(step * 1000, step * 0.02 + 0.5)
+    assert delivery.rtt == pytest.approx(0.5, rel=0.05)
+    assert delivery.rate == pytest.approx(50_000, rel=0.3)
+    assert not delivery.waits
+    delivery.on_got(3000, 9.0)
+    assert delivery.got == 10_000, "a report that was overtaken"
+
+
+@pytest.mark.parametrize("count", [10**6, 2**63])
+def test_more_than_was_sent_is_an_error(count: int) -> None:
+    pair = Pair()
+    with pytest.raises(RemoteError) as caught:
+        feed(pair.client, pack(Got(0, count)))
+    assert caught.value.code is SessionCode.PROTOCOL
+
+
+def test_of_a_subflow_that_is_gone_nothing_is_believed() -> None:
+    pair = Pair()
+    feed(pair.client, pack(Got(77, 10**6)) + pack(Stalled(77)))
+    assert frames(pair.client, START) == []
+
+
+def test_what_a_relay_swallows_goes_out_elsewhere_and_the_peer_is_told() -> None:
+    pair = Pair()
+    mine, _ = pair.open(b"start")
+    client = pair.client
+    relay, direct = client.subflows.values()
+    relay.chunk = direct.chunk = 16 * KIB
+    mine.write(bytes(200_000))
+    now = pair.now
+    for subflow in (relay, direct):
+        client.pull(subflow, now)
+    for step in range(1, 50):
+        at = now + step * 0.02
+        direct.delivery.on_got(direct.delivery.got + 1, at)
+        for subflow in (relay, direct):
+            assert not client.on_sample(subflow, busy(step), at)
+        if relay.suspect:
+            break
+    limit = max(UNDELIVERED, 3 * relay.delivery.rtt)
+    assert limit - 0.03 < at - now < limit + 0.05
+    assert not direct.suspect
+    assert mine.send.lost
+    sent = collect(client, at)
+    assert {subflow for subflow, _ in sent} == {direct}
+    said = [frame for _, data in sent for frame, _ in parse(data)]
+    assert Stalled(relay.subflow_id) in said
+    # It comes back when the peer has read more of it.
+    relay.delivery.on_got(relay.delivery.got + 1, at + 0.1)
+    client.on_sample(relay, busy(99), at + 0.12)
+    assert not relay.suspect
+
+
+def test_a_peer_that_reads_nothing_from_anybody_is_no_dead_relay() -> None:
+    pair = Pair()
+    mine, _ = pair.open(b"start")
+    mine.write(bytes(200_000))
+    for subflow in pair.client.subflows.values():
+        pair.client.pull(subflow, pair.now)
+    for step in range(1, 200):
+        for subflow in pair.client.subflows.values():
+            pair.client.on_sample(subflow, busy(step), pair.now + step * 0.02)
+            assert not subflow.suspect
+
+
+def test_a_subflow_that_the_peer_doubts_is_left_alone_until_it_speaks() -> None:
+    pair = Pair()
+    pair.open(b"start")
+    server = pair.server
+    named, other = server.subflows.values()
+    feed(server, pack(Stalled(0)), pair.now, subflow=1)
+    assert named.suspect
+    assert {subflow for subflow, _ in collect(server, pair.now)} == {other}
+    # Only the peer gives it up.
+    assert not server.on_sample(named, busy(1), pair.now + 9)
+    feed(server, pack(Data(0, 5, False)), pair.now + 10, subflow=0)
+    server.on_sample(named, busy(2), pair.now + 10)
+    assert not named.suspect
+
+
+def test_a_flood_of_doubts_is_work_once_a_second() -> None:
+    pair = Pair()
+    pair.open(b"start")
+    named = pair.server.subflows[0]
+    for step in range(100):
+        now = pair.now + step * 0.01
+        feed(pair.server, pack(Stalled(0)), now, subflow=1)
+        feed(pair.server, pack(Data(0, 5, False)), now + 0.001, subflow=0)
+        pair.server.on_sample(named, busy(step), now + 0.002)
+    assert named.stalls <= 2
