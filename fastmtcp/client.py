@@ -60,7 +60,7 @@ class ClientWorker:
         self._quiet: list[Stream] = []
         self.past = Totals()
         self.is_client = True
-        self.target = ""
+        self.target = str(config.target or "")
         self._drained: Callable[[], None] | None = None
         self._current = self._new_session()
         self._local = local_addresses()
@@ -97,7 +97,7 @@ class ClientWorker:
             abort(sock)
             return
         try:
-            stream = current.session.open(self._loop.now)
+            stream = current.session.open(self._loop.now, self.target)
         except LocalError as error:
             log.warning("connection from %s reset: %s", peer, error)
             abort(sock)

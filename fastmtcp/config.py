@@ -27,6 +27,7 @@ from fastmtcp.settings import (
     Settings,
     check_file_name,
 )
+from fastmtcp.targets import Rule
 
 MAX_WORKERS = 256
 MAX_SUBFLOWS = 120
@@ -138,8 +139,22 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = (Endpoint("127.0.0.1", 7700),)
     target: Annotated[
         Endpoint,
-        Setting(TARGET, "Where to forward every stream to.", metavar="HOST:PORT"),
+        Setting(
+            TARGET, "Where to forward the streams that name no target to.", metavar="HOST:PORT"
+        ),
     ] = Endpoint("127.0.0.1", 5201)
+    allow: Annotated[
+        tuple[Rule, ...],
+        Setting(
+            TARGET,
+            "Targets that clients may choose: a name, *.NAME for all names below it, an address, a "
+            "network as in 10.1.0.0/16, or * for everything public; behind it a port, several as "
+            "in 80,443, a range as in 8000-8099, or *. Addresses that are not public (loopback, "
+            "private, link-local, metadata, ...) must be listed by number.",
+            metavar="HOST:PORTS",
+            default_text="none",
+        ),
+    ] = ()
     connect_timeout: Annotated[
         Timeout,
         Setting(
@@ -178,6 +193,15 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             metavar="HOST:PORT",
         ),
     ] = (Endpoint("127.0.0.1", 7701),)
+    target: Annotated[
+        Endpoint | None,
+        Setting(
+            TARGET,
+            "Where the server shall forward what applications send. The server must allow it.",
+            metavar="HOST:PORT",
+            default_text="the server's own target",
+        ),
+    ] = None
     server: Annotated[
         tuple[PathSpec, ...],
         Setting(
@@ -228,6 +252,8 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     def check(self) -> None:
         Config.check(self)
         _check_listen(self.listen)
+        if self.target is not None:
+            _check_destination("target", self.target)
         _check_paths(self.server)
         if self.subflows > MAX_SUBFLOWS:
             raise SettingError(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from fastmtcp import targets
 from fastmtcp.auth import (
     SESSION_ID_SIZE,
     Grant,
@@ -19,6 +20,7 @@ from fastmtcp.auth import (
     ServerHandshake,
 )
 from fastmtcp.config import ServerConfig
+from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import START_LOWAT, Limits
 from fastmtcp.engine.role import Role
@@ -26,8 +28,9 @@ from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
-from fastmtcp.io.dialer import Dial
+from fastmtcp.io.dialer import Dial, ForbiddenError
 from fastmtcp.io.handshakes import ServerSocketHandshake, refuse
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
@@ -35,6 +38,7 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune, tune_subflow
 from fastmtcp.status import Observed, PathInfo
+from fastmtcp.targets import Rule
 
 log = logging.getLogger("fastmtcp.server")
 
@@ -84,6 +88,8 @@ class ServerWorker:
         self._limits = limits or Limits(session_timeout=config.session_timeout)
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
+        # Names that clients choose, which may hang, hold up no look-up of our own target.
+        self._chosen = Resolver(loop)
         self._sessions: dict[bytes, _ServerSession] = {}
         self._lingering: set[_ServerSession] = set()
         self.past = Totals()
@@ -230,15 +236,25 @@ class ServerWorker:
         if self._draining:
             stream.reset(ResetCode.DRAINING)
             return
-        if stream.target:
-            log.warning(
-                "stream for target %r reset: only %s is served",
-                stream.target[:100],
-                self._config.target,
+        session = self._sessions[session_id]
+        if not stream.target:
+            _Outgoing(
+                self._loop, self._resolver, self._config, session, stream, self._config.target
             )
-            stream.reset(ResetCode.REFUSED)
             return
-        _Outgoing(self._loop, self._resolver, self._config, self._sessions[session_id], stream)
+        rules = self._allowed(session)
+        target = _chosen(stream.target)
+        if target is None or not targets.is_possible(rules, target):
+            shown = target or repr(stream.target[:_SHOWN])
+            log.warning("client %s: target %s is not allowed", session.peer, shown)
+            stream.reset(ResetCode.NOT_ALLOWED)
+            return
+        permits = partial(targets.is_allowed, rules, target)
+        _Outgoing(self._loop, self._chosen, self._config, session, stream, target, permits)
+
+    def _allowed(self, _session: _ServerSession) -> tuple[Rule, ...]:
+        """The targets that the client of a session may choose: one list for all of them."""
+        return self._config.allow
 
     def _tick(self) -> None:
         self._lingering = {session for session in self._lingering if session.driver.relays}
@@ -260,10 +276,23 @@ class ServerWorker:
         for session in list(self._sessions.values()):
             session.driver.end(SessionCode.SHUTDOWN, "the server is shutting down")
         self._resolver.close()
+        self._chosen.close()
         done()
 
 
 _QUIET_ENDS = (SessionCode.NORMAL, SessionCode.SHUTDOWN)
+
+_SHOWN = 100
+"""Characters of a target that cannot be read, in a log line."""
+
+
+def _chosen(text: str) -> Endpoint | None:
+    """The target that a client has named; None if it is none."""
+    try:
+        target = Endpoint.parse(text)
+    except ConfigError:
+        return None
+    return None if target.host == ANY_HOST or not target.port else target
 
 
 class _ServerSession:
@@ -290,9 +319,9 @@ def _host(address: str) -> str:
 
 
 class _Outgoing:
-    """A stream's connection to the target, until it is up."""
+    """A stream's connection to its target, until it is up."""
 
-    __slots__ = ("_config", "_dial", "_session", "_stream")
+    __slots__ = ("_dial", "_session", "_stream", "_target")
 
     def __init__(
         self,
@@ -301,13 +330,22 @@ class _Outgoing:
         config: ServerConfig,
         session: _ServerSession,
         stream: Stream,
+        target: Endpoint,
+        permits: Callable[[str], bool] | None = None,
     ) -> None:
-        self._config = config
+        """`permits` says to which addresses a client may be connected; None is to all."""
         self._session = session
         self._stream = stream
+        self._target = target
         stream.user = self
         self._dial = Dial(
-            loop, resolver, config.target, config.connect_timeout, self._connected, self._failed
+            loop,
+            resolver,
+            target,
+            config.connect_timeout,
+            self._connected,
+            self._failed,
+            permits=permits,
         )
 
     def update(self) -> None:
@@ -322,7 +360,10 @@ class _Outgoing:
         self._session.driver.progress()
 
     def _failed(self, error: OSError, unresolved: bool) -> None:
-        if unresolved:
+        reason = error.strerror or str(error)
+        if isinstance(error, ForbiddenError):
+            code = ResetCode.NOT_ALLOWED
+        elif unresolved:
             code = ResetCode.UNRESOLVED
         elif error.errno == errno.ECONNREFUSED:
             code = ResetCode.REFUSED
@@ -330,9 +371,11 @@ class _Outgoing:
             code = ResetCode.OVERLOADED
         else:
             code = ResetCode.UNREACHABLE
-        log.warning(
-            "cannot connect to target %s: %s", self._config.target, error.strerror or str(error)
-        )
+        if code is ResetCode.NOT_ALLOWED:
+            peer = self._session.peer
+            log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
+        else:
+            log.warning("cannot connect to target %s: %s", self._target, reason)
         self._stream.user = None
         self._stream.reset(code)
         self._session.driver.progress()

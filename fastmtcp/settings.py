@@ -32,6 +32,7 @@ from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
+from fastmtcp.targets import Rule
 
 LISTENING = "Listening"
 TARGET = "Target"
@@ -143,8 +144,13 @@ def option_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-_PARSED = (Endpoint, PathSpec, Connections)
-"""Types that read themselves from a text."""
+_PARSED = {
+    Endpoint: "HOST:PORT",
+    PathSpec: "HOST:PORT",
+    Rule: "HOST:PORTS",
+    Connections: EXPECTED,
+}
+"""Types that read themselves from a text, and the form of that."""
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -189,10 +195,8 @@ class Field(msgspec.Struct, frozen=True):
         base = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
         if base is bool:
             return "true or false"
-        if base is Connections:
-            return EXPECTED
         if base in _PARSED:
-            return "HOST:PORT" + (", or a list of such" if self.many else "")
+            return _PARSED[base] + (", or a list of such" if self.many else "")
         if base is str:
             return "a text"
         number = "a whole number" if base is int else "a number"

@@ -16,6 +16,7 @@ class ResetCode(enum.IntEnum):
     SESSION_LOST = 5  # the session ended before the stream did
     DRAINING = 6  # the program is shutting down
     INTERNAL = 7  # a fault of ours
+    NOT_ALLOWED = 8  # the server lets nobody, or not this client, go to this target
 
     @property
     def explanation(self) -> str:
@@ -32,6 +33,7 @@ _EXPLANATIONS = {
     ResetCode.SESSION_LOST: "the session was lost",
     ResetCode.DRAINING: "the other side is shutting down",
     ResetCode.INTERNAL: "an internal error",
+    ResetCode.NOT_ALLOWED: "the server does not allow this target",
 }
 
 

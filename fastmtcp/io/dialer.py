@@ -13,7 +13,7 @@ import msgspec
 
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.io.loop import Loop, Timer
-from fastmtcp.io.resolver import Address, Resolver, numeric
+from fastmtcp.io.resolver import Address, Question, Resolver, numeric
 
 Connected = Callable[[socket.socket], None]
 Failed = Callable[[OSError, bool], None]
@@ -91,13 +91,18 @@ def _bind_to_address(sock: socket.socket, address: str) -> None:
 ANYWHERE = WayOut()
 
 
+class ForbiddenError(OSError):
+    """None of the addresses that a name has may be connected to."""
+
+
 class Dial:
     """One attempt to connect to `endpoint`, trying its addresses one after the other.
 
     Calls either `connected(sock)`, with the socket still watched by the loop, or
     `failed(error, unresolved)`; neither after cancel(). `timeout` seconds are for all of it, and
     of them no more than `patience` for one address. `first` says with which of the addresses to
-    begin, so that repeated dials use all of them.
+    begin, so that repeated dials use all of them. `permits`, if there is one, says for the text of
+    an address whether it may be connected to; if none may, the error is a ForbiddenError.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Dial:
         first: int = 0,
         way_out: WayOut = ANYWHERE,
         patience: float | None = None,
+        permits: Callable[[str], bool] | None = None,
     ) -> None:
         self._loop = loop
         self._connected = connected
@@ -118,6 +124,7 @@ class Dial:
         self._first = first
         self._way_out = way_out
         self._patience = patience
+        self._permits = permits
         self._addresses: list[Address] = []
         self._sock: socket.socket | None = None
         self._done = False
@@ -125,7 +132,8 @@ class Dial:
         self._deadline = loop.now + timeout
         self._timer: Timer | None = loop.call_at(self._deadline, self._on_timeout)
         self._attempt: Timer | None = None
-        resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
+        self._question: Question | None = None
+        self._question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
 
     def cancel(self) -> None:
         """Forget the attempt."""
@@ -147,6 +155,14 @@ class Dial:
                 text = f"no {kind} address to reach from {self._way_out.address}"
                 self._fail(OSError(errno.EAFNOSUPPORT, text), unresolved=True)
                 return
+        if self._permits is not None:
+            # The only look-up there is: no other address than one of these is connected to.
+            permitted = [address for address in result if self._permits(address[1][0])]
+            if not permitted:
+                found = ", ".join(address[1][0] for address in result[:3])
+                self._fail(ForbiddenError(errno.EACCES, f"its address is {found}"))
+                return
+            result = permitted
         shift = self._first % len(result)
         self._addresses = result[shift:] + result[:shift]
         self._try_next()
@@ -218,6 +234,8 @@ class Dial:
 
     def _finish(self) -> None:
         self._done = True
+        if self._question is not None:
+            self._question.cancel()
         for timer in (self._timer, self._attempt):
             if timer is not None:
                 timer.cancel()

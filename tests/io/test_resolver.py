@@ -116,6 +116,49 @@ def test_many_questions_need_few_threads(loop: Loop, resolver: Resolver) -> None
     run_until(loop, lambda: len(answers) == 500)
 
 
+def test_what_nobody_waits_for_is_not_looked_up(
+    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    asked: list[str] = []
+    real = socket.getaddrinfo
+
+    def slow(host: str, *arguments: object, **options: object) -> object:
+        if not options.get("flags"):
+            asked.append(host)
+            assert release.wait(WAIT)
+            host = "localhost"
+        return real(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+    monkeypatch.setattr("fastmtcp.io.resolver.MAX_QUESTIONS", 10)
+    answers: list[Result] = []
+    given_up = [resolver.resolve(f"slow{n}.invalid", 80, answers.append) for n in range(8)]
+    for _ in range(2):
+        resolver.resolve("last.invalid", 80, answers.append)
+    assert answers == []
+    # One more than may wait.
+    resolver.resolve("more.invalid", 80, answers.append)
+    (refused,) = answers
+    assert isinstance(refused, OSError)
+    for question in given_up:
+        question.cancel()
+    release.set()
+    run_until(loop, lambda: len(answers) == 3)
+    assert len(asked) <= 4 + 2
+    resolver.resolve("again.invalid", 80, answers.append)
+    run_until(loop, lambda: len(answers) == 4)
+
+
+def test_what_peers_choose_is_not_remembered_without_end(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmtcp.io.resolver._CACHED", 10)
+    for port in range(100):
+        resolver.resolve("127.0.0.1", port, lambda _result: None)
+    assert len(resolver._numeric) <= 10
+
+
 def test_a_look_up_that_ends_after_the_close_harms_nobody(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

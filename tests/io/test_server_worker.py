@@ -26,6 +26,7 @@ from fastmtcp.engine.limits import Limits
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.server import ServerWorker
+from fastmtcp.targets import Rule
 
 from tests.io.net import WAIT, Background, run_until, turn
 from tests.unit.wire import parse
@@ -53,13 +54,15 @@ class Inboxes:
 
 
 class Server:
-    def __init__(self) -> None:
+    def __init__(self, *allow: str) -> None:
         self.loop = Loop()
         self.inboxes = Inboxes()
         listening = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
         self.address = listening.getsockname()
         self.target = socket.create_server(("127.0.0.1", 0))
-        config = ServerConfig(target=Endpoint("127.0.0.1", self.target.getsockname()[1]))
+        self.port = self.target.getsockname()[1]
+        rules = tuple(Rule.parse(rule.replace("PORT", str(self.port))) for rule in allow)
+        config = ServerConfig(target=Endpoint("127.0.0.1", self.port), allow=rules)
         self.worker = ServerWorker(self.loop, config, KEY, INDEX, [listening], self.inboxes, LIMITS)
         self.sockets: list[socket.socket] = []
         self.drained: list[bool] = []
@@ -114,6 +117,22 @@ class Server:
             return [frame for frame, _ in parse(sock.recv(1 << 16))]
         except BlockingIOError:
             return []
+
+    def answer(self, target: str) -> Ack | Reset:
+        """What a client is told of a new stream to `target`: it is connected, or reset."""
+        self.new_session()
+        subflow = self.sockets[-1]
+        subflow.sendall(encode(Open(0, 1000, False, target.replace("PORT", str(self.port)))))
+        seen: list[Ack | Reset] = []
+
+        def is_told() -> bool:
+            for frame in self.said(subflow):
+                if isinstance(frame, Reset) or (isinstance(frame, Ack) and frame.connected):
+                    seen.append(frame)
+            return bool(seen)
+
+        run_until(self.loop, is_told, "the client is told")
+        return seen[0]
 
     def drain(self, timeout: float) -> None:
         self.worker.drain(timeout, lambda: self.drained.append(True))
@@ -245,21 +264,68 @@ class TestHandingOver:
 
 @pytest.mark.parametrize("refuses", [False, True])
 def test_a_client_learns_whether_the_target_is_connected(server: Server, refuses: bool) -> None:
-    server.new_session()
     if refuses:
         server.target.close()
-    (subflow,) = server.sockets
-    subflow.sendall(encode(Open(0, 1000, False, "")))
-    seen: list[Frame] = []
+    answer = server.answer("")
+    assert isinstance(answer, Ack) is not refuses
+    if isinstance(answer, Reset):
+        assert answer.code == ResetCode.REFUSED
 
-    def is_told() -> bool:
-        seen.extend(server.said(subflow))
-        last = seen[-1] if seen else None
-        return isinstance(last, Reset) or (isinstance(last, Ack) and last.connected)
 
-    run_until(server.loop, is_told, "the client is told")
-    assert (Reset(0, ResetCode.REFUSED) in seen) is refuses
-    assert any(isinstance(frame, Ack) and frame.connected for frame in seen) is not refuses
+class TestTargets:
+    def check(self, allow: list[str], target: str, code: ResetCode | None) -> None:
+        server = Server(*allow)
+        try:
+            answer = server.answer(target)
+            if code is None:
+                assert isinstance(answer, Ack)
+            else:
+                assert answer == Reset(0, code)
+            # Whatever becomes of that one, the server's own target is served.
+            assert isinstance(server.answer(""), Ack)
+        finally:
+            server.close()
+
+    @pytest.mark.parametrize(
+        ("allow", "target"),
+        [
+            (["127.0.0.1:PORT"], "127.0.0.1:PORT"),
+            (["127.0.0.0/8:*"], "127.0.0.1:PORT"),
+            (["127.0.0.0/8:*"], "localhost:PORT"),
+            (["127.0.0.1:1", "127.0.0.1:PORT"], "[::ffff:127.0.0.1]:PORT"),
+        ],
+    )
+    def test_one_that_is_listed(self, allow: list[str], target: str) -> None:
+        self.check(allow, target, None)
+
+    @pytest.mark.parametrize(
+        ("allow", "target"),
+        [
+            ([], "127.0.0.1:PORT"),
+            (["*:*"], "127.0.0.1:PORT"),
+            (["*:*"], "localhost:PORT"),
+            (["127.0.0.2:PORT"], "localhost:PORT"),
+            (["127.0.0.1:1"], "127.0.0.1:PORT"),
+            (["*:*"], "[::ffff:127.0.0.1]:PORT"),
+            (["*:*"], "0.0.0.0:PORT"),
+            (["*:*"], "*:PORT"),
+            (["*:*"], "127.0.0.1:0"),
+            (["*:*"], "127.1:PORT"),
+            (["*:*"], "no\nport\x1b[2J" + "x" * 300),
+        ],
+    )
+    def test_one_that_is_not(
+        self, allow: list[str], target: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.check(allow, target, ResetCode.NOT_ALLOWED)
+        (line,) = [message for message in caplog.messages if "not allowed" in message]
+        assert line.startswith("client 127.0.0.1: target ")
+        assert line.isprintable()
+        assert len(line) < 300
+
+    def test_one_that_is_listed_and_not_there(self) -> None:
+        self.check(["127.0.0.1:1"], "127.0.0.1:1", ResetCode.REFUSED)
+        self.check(["*:80"], "no-such-host.invalid:80", ResetCode.UNRESOLVED)
 
 
 def test_while_it_drains_members_may_join_and_nobody_else(server: Server) -> None:

@@ -98,6 +98,7 @@ def test_upper_ends_are_lowered_until_they_fit() -> None:
 SERVER_FILE = """
 listen = ["127.0.0.1:1", "[::1]:2"]
 target = "example.com:80"
+allow = ["*.example.com:443", "10.0.0.0/8:*"]
 workers = 3
 key_file = "/etc/fastmtcp.key"
 log_level = "debug"
@@ -109,6 +110,7 @@ session_timeout = 1
 """
 CLIENT_FILE = """
 listen = "127.0.0.1:1"
+target = "example.com:80"
 server = ["a:1", "b:2"]
 connections = "2-60"
 egress = "auto"
@@ -176,8 +178,8 @@ def test_overrides_may_be_ready_values() -> None:
         (
             ServerConfig,
             "zzz = 1",
-            "zzz: unknown key; the keys are connect_timeout, control, drain_timeout, key_file, "
-            "listen, log_format, log_level, session_timeout, target, workers",
+            "zzz: unknown key; the keys are allow, connect_timeout, control, drain_timeout, "
+            "key_file, listen, log_format, log_level, session_timeout, target, workers",
         ),
         (
             ServerConfig,
@@ -186,8 +188,8 @@ def test_overrides_may_be_ready_values() -> None:
         ),
         (
             ClientConfig,
-            "target = 'a:1'",
-            "target: is a setting of fastmtcp-server, not of fastmtcp-client; remove it",
+            "allow = '*:1'",
+            "allow: is a setting of fastmtcp-server, not of fastmtcp-client; remove it",
         ),
         (
             ClientConfig,
@@ -284,6 +286,18 @@ def test_overrides_may_be_ready_values() -> None:
             ClientConfig,
             "server = ['a:1', 'b:0']",
             "server: b:0 has port 0, which is for listening only; write a port",
+        ),
+        (ServerConfig, "allow = 80", "allow: 80 must be HOST:PORTS, or a list of such, in quotes"),
+        (
+            ServerConfig,
+            "allow = ['a:1', 'localhost:22']",
+            "allow: 'localhost:22' is not allowed by name; write the address, as in 127.0.0.1:22 "
+            "or [::1]:22",
+        ),
+        (
+            ClientConfig,
+            "target = '*:80'",
+            "target: *:80 is for listening only; write the host, as in 127.0.0.1:80",
         ),
         (ClientConfig, "server = []", "server: names no server; write at least one HOST:PORT"),
         (ClientConfig, "listen = []", "listen: names no address; write at least one HOST:PORT"),
