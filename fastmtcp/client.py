@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config import ClientConfig
@@ -21,6 +22,7 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import abort, tune
 from fastmtcp.path import PathSpec
 from fastmtcp.status import Observed
+from fastmtcp.ways_in import WayIn
 
 log = logging.getLogger("fastmtcp.client")
 
@@ -39,11 +41,12 @@ class ClientWorker:
         loop: Loop,
         config: ClientConfig,
         key: bytes,
-        sockets: list[socket.socket],
+        ways_in: list[tuple[WayIn, socket.socket]],
         on_pool: Callable[[int, int, str], None],
         limits: Limits | None = None,
     ) -> None:
-        """`sockets` are bound; `on_pool(up, wanted, trouble)` hears of every change."""
+        """The sockets of `ways_in` are bound; `on_pool(up, wanted, trouble)` hears of every
+        change."""
         self._loop = loop
         self._config = config
         self._key = key
@@ -65,7 +68,9 @@ class ClientWorker:
         self._current = self._new_session()
         self._local = local_addresses()
         self._egress.refresh(self._local)
-        self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
+        self._listeners = [
+            Listener(loop, sock, partial(self._on_accept, way)) for way, sock in ways_in
+        ]
         loop.call_later(_TICK, self._tick)
 
     def drain(self, timeout: float, done: Callable[[], None]) -> None:
@@ -88,7 +93,7 @@ class ClientWorker:
 
     # --- applications -------------------------------------------------------------------------
 
-    def _on_accept(self, sock: socket.socket, peer: str) -> None:
+    def _on_accept(self, way: WayIn, sock: socket.socket, peer: str) -> None:
         current = self._current
         current.pool.nudge()
         down_since = current.down_since
@@ -97,7 +102,7 @@ class ClientWorker:
             abort(sock)
             return
         try:
-            stream = current.session.open(self._loop.now, self.target)
+            stream = current.session.open(self._loop.now, way.target)
         except LocalError as error:
             log.warning("connection from %s reset: %s", peer, error)
             abort(sock)

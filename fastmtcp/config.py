@@ -28,6 +28,7 @@ from fastmtcp.settings import (
     check_file_name,
 )
 from fastmtcp.targets import Rule
+from fastmtcp.ways_in import Forward, Place, WayIn
 
 MAX_WORKERS = 256
 MAX_SUBFLOWS = 120
@@ -186,18 +187,31 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     program: ClassVar[str] = "fastmtcp-client"
 
     listen: Annotated[
-        tuple[Endpoint, ...],
+        tuple[Endpoint, ...] | None,
         Setting(
             LISTENING,
             "Where to accept applications. *:7701 means all addresses, port 0 any free port.",
             metavar="HOST:PORT",
+            default_text="127.0.0.1:7701, if there is no other way in",
         ),
-    ] = (Endpoint("127.0.0.1", 7701),)
+    ] = None
+    forward: Annotated[
+        tuple[Forward, ...],
+        Setting(
+            LISTENING,
+            "A port of this machine, by default of 127.0.0.1, and the target of all who connect "
+            "to it, as with ssh -L. unix:/PATH:HOST:PORT listens on a unix socket. The server must "
+            "allow the target.",
+            metavar="[BIND:]PORT:HOST:PORT",
+            default_text="none",
+        ),
+    ] = ()
     target: Annotated[
         Endpoint | None,
         Setting(
             TARGET,
-            "Where the server shall forward what applications send. The server must allow it.",
+            "Where the server shall forward what arrives where no target is named. The server must "
+            "allow it.",
             metavar="HOST:PORT",
             default_text="the server's own target",
         ),
@@ -251,7 +265,9 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def check(self) -> None:
         Config.check(self)
-        _check_listen(self.listen)
+        if self.listen is not None:
+            _check_listen(self.listen)
+        _check_places(self.ways_in)
         if self.target is not None:
             _check_destination("target", self.target)
         _check_paths(self.server)
@@ -261,6 +277,18 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 f"the paths have {self.subflows} connections or more, the limit is "
                 f"{MAX_SUBFLOWS}; lower --connections or the connections= of a path",
             )
+
+    @property
+    def ways_in(self) -> tuple[WayIn, ...]:
+        """Where applications connect."""
+        listen = self.listen
+        if listen is None:
+            listen = () if self.forward else (Endpoint("127.0.0.1", 7701),)
+        target = str(self.target or "")
+        return (
+            *(WayIn(endpoint, target=target) for endpoint in listen),
+            *(WayIn(forward.place, target=str(forward.target)) for forward in self.forward),
+        )
 
     @property
     def subflows(self) -> int:
@@ -275,6 +303,15 @@ def _check_listen(endpoints: tuple[Endpoint, ...]) -> None:
         # Twice the same would work by SO_REUSEPORT and hide the mistake.
         if endpoint.port != 0 and endpoint in endpoints[:index]:
             raise SettingError("listen", f"{endpoint} is there twice; remove one of them")
+
+
+def _check_places(ways: tuple[WayIn, ...]) -> None:
+    places: set[Place] = set()
+    for way in ways:
+        is_any = isinstance(way.place, Endpoint) and way.place.port == 0
+        if way.place in places and not is_any:
+            raise SettingError("forward", f"{way.place} is there twice; choose another place")
+        places.add(way.place)
 
 
 def _check_destination(key: str, endpoint: Endpoint) -> None:

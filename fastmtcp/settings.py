@@ -33,6 +33,7 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
 from fastmtcp.targets import Rule
+from fastmtcp.ways_in import Forward
 
 LISTENING = "Listening"
 TARGET = "Target"
@@ -149,6 +150,7 @@ _PARSED = {
     PathSpec: "HOST:PORT",
     Rule: "HOST:PORTS",
     Connections: EXPECTED,
+    Forward: "[BIND:]PORT:HOST:PORT",
 }
 """Types that read themselves from a text, and the form of that."""
 
@@ -241,11 +243,11 @@ def fields(config_type: type[Settings]) -> tuple[Field, ...]:
     for info in msgspec.structs.fields(config_type):
         kind, *extras = get_args(hints[info.name])
         setting = next(extra for extra in extras if isinstance(extra, Setting))
+        if get_origin(kind) in (types.UnionType, Union):
+            kind = next(arm for arm in get_args(kind) if arm is not types.NoneType)
         many = get_origin(kind) is tuple
         if many:
             kind = get_args(kind)[0]
-        elif get_origin(kind) in (types.UnionType, Union):
-            kind = next(arm for arm in get_args(kind) if arm is not types.NoneType)
         limits = tuple(extra for extra in extras if isinstance(extra, Meta))
         if limits:
             kind = Annotated[(kind, *limits)]

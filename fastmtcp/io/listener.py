@@ -11,6 +11,7 @@ from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address
+from fastmtcp.io.tcp import text_address
 
 log = logging.getLogger("fastmtcp.listener")
 
@@ -64,7 +65,8 @@ def bind(address: Address, *, shared: bool) -> socket.socket:
 
 
 class Listener:
-    """Accepts connections and hands them, non-blocking, to `on_accept(sock, peer)`.
+    """Accepts connections and hands them, non-blocking, to `on_accept(sock, peer)`; `peer` is empty
+    at a unix socket.
 
     When descriptors or memory run out it pauses, and tries again by itself: a level-triggered
     listener that cannot accept would spin.
@@ -105,9 +107,9 @@ class Listener:
                 return
             sock.setblocking(False)
             try:
-                self._on_accept(sock, str(Endpoint(peer[0], peer[1])))
+                self._on_accept(sock, text_address(peer))
             except OSError as error:  # epoll_ctl(2): out of memory or of watches
-                log.warning("connection from %s dropped: %s", peer[0], error.strerror)
+                log.warning("connection dropped: %s", error.strerror)
                 sock.close()
 
     def _pause(self, error: OSError) -> None:

@@ -14,7 +14,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fastmtcp import keys, logs
 from fastmtcp.auth import NO_KEY
@@ -26,7 +26,9 @@ from fastmtcp.errors import StartError
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address
+from fastmtcp.io.unix_socket import UnixListener
 from fastmtcp.server import ServerWorker
+from fastmtcp.ways_in import Place, UnixPath
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
@@ -116,6 +118,7 @@ class Supervisor:
                 # The interpreter gives handlers back before it is gone, and a second signal
                 # would then end an orderly exit by its default.
                 signal.signal(number, signal.SIG_IGN)
+            self._ports.close()
             self._stop_logs()
 
     # --- workers ------------------------------------------------------------------------------
@@ -319,6 +322,7 @@ class Supervisor:
 
     def _stop(self, timeout: float) -> None:
         self._stopping = True
+        self._ports.close()
         for slot in self._slots:
             if slot.channel is not None:
                 slot.channel.send(Drain(timeout))
@@ -344,30 +348,45 @@ class PortHolder:
     listens there; then a socket that never listens keeps the port for our workers.
     """
 
-    def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         """Raises StartError: in use, not ours, no such address, no permission."""
         self.names: list[str] = []
-        self._addresses: list[Address] = []
+        self._held: list[list[Address] | UnixListener] = []
         self._holders: list[socket.socket] = []
-        for endpoint in endpoints:
-            for address in addresses(endpoint):
-                self._claim(endpoint, address)
+        try:
+            for place in places:
+                if isinstance(place, UnixPath):
+                    self._held.append(UnixListener(place.path))
+                    self.names.append(str(place))
+                    continue
+                claims = [self._claim(place, address) for address in addresses(place)]
+                self._held.append([address for address in claims if address is not None])
+        except StartError:
+            self.close()
+            raise
 
     @property
     def first_port(self) -> int:
-        return self._addresses[0][1][1] if self._addresses else 0
+        ports = (held[0][1][1] for held in self._held if isinstance(held, list) and held)
+        return next(ports, 0)
 
-    def bind_all(self) -> list[socket.socket]:
-        """Bound sockets for one worker. Raises StartError."""
-        result = []
-        for address in self._addresses:
-            try:
-                result.append(bind(address, shared=True))
-            except OSError as error:
-                raise _cannot_listen(_name(address), error) from None
+    def bind_all(self) -> list[list[socket.socket]]:
+        """Bound sockets for one worker, by place. Raises StartError."""
+        result: list[list[socket.socket]] = []
+        for held in self._held:
+            if isinstance(held, UnixListener):
+                result.append([held.sock])  # the same for all workers
+            else:
+                result.append([_bind_shared(address) for address in held])
         return result
 
-    def _claim(self, endpoint: Endpoint, address: Address) -> None:
+    def close(self) -> None:
+        """Remove the files of unix sockets. The supervisor's sockets end with its process."""
+        for held in self._held:
+            if isinstance(held, UnixListener):
+                held.close()
+
+    def _claim(self, endpoint: Endpoint, address: Address) -> Address | None:
         family, where = address
         try:
             probe = bind(address, shared=False)
@@ -380,11 +399,11 @@ class PortHolder:
             holder = bind((family, where), shared=True)
         except OSError as error:
             if endpoint.is_wildcard and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                return  # a machine without IPv6
+                return None  # a machine without IPv6
             raise _cannot_listen(str(endpoint), error) from None
         self._holders.append(holder)
-        self._addresses.append((family, where))
         self.names.append(_name((family, where)))
+        return family, where
 
 
 def run_server(config: ServerConfig) -> int:
@@ -396,7 +415,8 @@ def run_server(config: ServerConfig) -> int:
     def make(index: int) -> RoleFactory:
         def factory(loop: Loop, _channel: Channel) -> Role:
             handoff = WorkerHandoff(loop, inboxes, index)
-            worker = ServerWorker(loop, config, key, index, ports.bind_all(), handoff)
+            sockets = [sock for group in ports.bind_all() for sock in group]
+            worker = ServerWorker(loop, config, key, index, sockets, handoff)
             handoff.on_handoff = worker.on_handoff
             return worker
 
@@ -408,14 +428,17 @@ def run_server(config: ServerConfig) -> int:
 def run_client(config: ClientConfig) -> int:
     """Run `fastmtcp-client`; returns its exit code."""
     key = keys.load(config.key_file) if config.key_file else NO_KEY
-    ports = PortHolder(config.listen)
+    ways = config.ways_in
+    ports = PortHolder([way.place for way in ways])
 
     def make(_index: int) -> RoleFactory:
         def factory(loop: Loop, channel: Channel) -> Role:
             def on_pool(up: int, wanted: int, trouble: str) -> None:
                 channel.send(PoolState(up, wanted, trouble))
 
-            return ClientWorker(loop, config, key, ports.bind_all(), on_pool)
+            sockets = zip(ways, ports.bind_all(), strict=True)
+            ways_in = [(way, sock) for way, group in sockets for sock in group]
+            return ClientWorker(loop, config, key, ways_in, on_pool)
 
         return factory
 
@@ -430,6 +453,13 @@ def _run(name: str, config: Config, ports: PortHolder, make: MakeRole) -> int:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return Supervisor(name, config, ports, make).run()
+
+
+def _bind_shared(address: Address) -> socket.socket:
+    try:
+        return bind(address, shared=True)
+    except OSError as error:
+        raise _cannot_listen(_name(address), error) from None
 
 
 def _cannot_listen(where: str, error: OSError) -> StartError:

@@ -13,6 +13,7 @@ from fastmtcp.connections import EXPECTED, Connections, fit
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
+from fastmtcp.ways_in import WayIn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -49,7 +50,7 @@ def test_server_defaults() -> None:
 
 def test_client_defaults_reach_the_default_server() -> None:
     loaded = settings.load(ClientConfig, None, {})
-    assert loaded.listen == (Endpoint("127.0.0.1", 7701),)
+    assert loaded.ways_in == (WayIn(Endpoint("127.0.0.1", 7701)),)
     assert tuple(path.endpoint for path in loaded.server) == ServerConfig().listen
     assert loaded.connections == Connections(2, 16)
     assert (loaded.egress, loaded.express) == ("off", True)
@@ -110,6 +111,7 @@ session_timeout = 1
 """
 CLIENT_FILE = """
 listen = "127.0.0.1:1"
+forward = ["8080:web:80", "unix:/run/web.sock:web:80"]
 target = "example.com:80"
 server = ["a:1", "b:2"]
 connections = "2-60"
@@ -536,7 +538,7 @@ def test_any_value_is_taken_or_refused_in_one_line(
         loaded.check()
         assert loaded.workers is None or 1 <= loaded.workers <= 256
         assert 0 <= loaded.drain_timeout <= 86400
-        assert all(isinstance(endpoint, Endpoint) for endpoint in loaded.listen)
+        assert all(isinstance(endpoint, Endpoint) for endpoint in loaded.listen or ())
 
 
 def test_worker_count_is_what_was_set() -> None:
