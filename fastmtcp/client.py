@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -18,9 +19,13 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.netlink import NetworkWatch
+from fastmtcp.io.preface import Waiting
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.tcp import abort, tune
+from fastmtcp.io.tcp import tune
+from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
+from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.reception import Arrival, Reception
 from fastmtcp.status import Observed
 from fastmtcp.ways_in import WayIn
 
@@ -44,9 +49,10 @@ class ClientWorker:
         ways_in: list[tuple[WayIn, socket.socket]],
         on_pool: Callable[[int, int, str], None],
         limits: Limits | None = None,
+        login: Login | None = None,
     ) -> None:
         """The sockets of `ways_in` are bound; `on_pool(up, wanted, trouble)` hears of every
-        change."""
+        change. `login` is what applications must give to the proxy."""
         self._loop = loop
         self._config = config
         self._key = key
@@ -68,8 +74,9 @@ class ClientWorker:
         self._current = self._new_session()
         self._local = local_addresses()
         self._egress.refresh(self._local)
+        self._reception = Reception(loop, login, self._on_arrival)
         self._listeners = [
-            Listener(loop, sock, partial(self._on_accept, way)) for way, sock in ways_in
+            Listener(loop, sock, partial(self._reception.accept, way)) for way, sock in ways_in
         ]
         loop.call_later(_TICK, self._tick)
 
@@ -79,6 +86,7 @@ class ClientWorker:
         if self._drained is None:
             for listener in self._listeners:
                 listener.close()
+            self._reception.close()
             self._drained = done
         self._loop.call_later(timeout, self._finish)
         self._check_drained()
@@ -93,27 +101,50 @@ class ClientWorker:
 
     # --- applications -------------------------------------------------------------------------
 
-    def _on_accept(self, way: WayIn, sock: socket.socket, peer: str) -> None:
+    def _on_arrival(self, arrival: Arrival) -> None:
         current = self._current
         current.pool.nudge()
         down_since = current.down_since
         if down_since is not None and self._loop.now - down_since > self._config.connect_timeout:
-            log.debug("connection from %s reset: no server", peer)
-            abort(sock)
+            log.debug("%s reset: no server", arrival)
+            self._reception.turn_away(arrival, ResetCode.UNREACHABLE)
             return
         try:
-            stream = current.session.open(self._loop.now, way.target)
+            stream = current.session.open(self._loop.now, arrival.target)
         except LocalError as error:
-            log.warning("connection from %s reset: %s", peer, error)
-            abort(sock)
+            log.warning("%s reset: %s", arrival, error)
+            self._reception.turn_away(arrival, ResetCode.OVERLOADED)
             return
-        tune(sock)
-        current.driver.add_relay(sock, stream)
+        tune(arrival.sock)
+        if arrival.early:
+            stream.write(arrival.early)
+        if arrival.request is not None:
+            self._answer_later(current, arrival, arrival.request, stream)
+            return
+        current.driver.add_relay(arrival.sock, stream)
         if stream.send.next < 0 and not stream.send.backlog:
             if not self._quiet:
                 self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
             self._quiet.append(stream)
         current.driver.progress()
+
+    def _answer_later(
+        self, session: ClientSession, arrival: Arrival, request: ProxyRequest, stream: Stream
+    ) -> None:
+        """Open the stream, and tell the application when the target is connected."""
+
+        def connected() -> None:
+            with contextlib.suppress(OSError):  # the relay finds out
+                arrival.sock.send(request.connected())
+            session.driver.add_relay(arrival.sock, stream)
+
+        def refused(code: ResetCode) -> None:
+            log.warning("%s refused: %s", arrival, code.explanation)
+            self._reception.turn_away(arrival, code)
+
+        Waiting(self._loop, arrival.sock, stream, connected, refused)
+        stream.announce()
+        session.driver.progress()
 
     def _open_quiet(self) -> None:
         quiet, self._quiet = self._quiet, []

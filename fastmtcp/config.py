@@ -206,6 +206,28 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             default_text="none",
         ),
     ] = ()
+    proxy: Annotated[
+        tuple[Endpoint, ...],
+        Setting(
+            LISTENING,
+            "Where to accept applications that say themselves where to go, as they say it to a "
+            "SOCKS5 or an HTTP proxy (CONNECT): both on one port. The server must allow the "
+            "target. Anything but loopback needs a login.",
+            metavar="HOST:PORT",
+            default_text="none",
+        ),
+    ] = ()
+    proxy_login_file: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "File with USER:PASSWORD that applications must give to the proxy, in one line; only "
+            "its owner may have access to it.",
+            metavar="FILE",
+            default_text="none",
+            is_file=True,
+        ),
+    ] = None
     target: Annotated[
         Endpoint | None,
         Setting(
@@ -268,6 +290,16 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.listen is not None:
             _check_listen(self.listen)
         _check_places(self.ways_in)
+        if self.proxy_login_file is not None:
+            check_file_name("proxy_login_file", self.proxy_login_file)
+        for endpoint in self.proxy:
+            if not endpoint.is_loopback and self.proxy_login_file is None:
+                raise SettingError(
+                    "proxy",
+                    f"{endpoint} is not loopback, and without a login everybody who can reach it "
+                    "could use the proxy; write USER:PASSWORD to a file of mode 0600 and add "
+                    "`--proxy-login-file FILE`",
+                )
         if self.target is not None:
             _check_destination("target", self.target)
         _check_paths(self.server)
@@ -283,11 +315,13 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Where applications connect."""
         listen = self.listen
         if listen is None:
-            listen = () if self.forward else (Endpoint("127.0.0.1", 7701),)
+            alone = not (self.forward or self.proxy)
+            listen = (Endpoint("127.0.0.1", 7701),) if alone else ()
         target = str(self.target or "")
         return (
             *(WayIn(endpoint, target=target) for endpoint in listen),
             *(WayIn(forward.place, target=str(forward.target)) for forward in self.forward),
+            *(WayIn(endpoint, "proxy") for endpoint in self.proxy),
         )
 
     @property
@@ -310,7 +344,7 @@ def _check_places(ways: tuple[WayIn, ...]) -> None:
     for way in ways:
         is_any = isinstance(way.place, Endpoint) and way.place.port == 0
         if way.place in places and not is_any:
-            raise SettingError("forward", f"{way.place} is there twice; choose another place")
+            raise SettingError(way.kind, f"{way.place} is there twice; choose another place")
         places.add(way.place)
 
 

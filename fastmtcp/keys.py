@@ -55,38 +55,49 @@ def load(path: str | os.PathLike[str]) -> bytes:
     Refuses, with ConfigError, a file that is missing, that is not a regular file, that anybody
     but its owner has access to, or that holds anything but one key.
     """
-    name = _shown(path)
+    name, content = read_private(
+        path, "key file", f"make one with `fastmtcp keygen {_quoted(path)}`"
+    )
+    match = _KEY_TEXT.fullmatch(content)
+    if match is None or len(content) > _MAX_FILE:
+        raise ConfigError(
+            f"{name} does not hold 64 hexadecimal digits and nothing else; "
+            "make a new one with `fastmtcp keygen FILE`"
+        )
+    return bytes.fromhex(match[1].decode("ascii"))
+
+
+def read_private(path: str | os.PathLike[str], kind: str, remedy: str) -> tuple[str, bytes]:
+    """`kind` with the name of a file, for messages, and what the file holds, up to a byte more
+    than 4 KiB.
+
+    Refuses, with ConfigError, a file that is missing or not a regular one (then `remedy` is what
+    to do), or that anybody but its owner has access to.
+    """
+    name = f"{kind} {_shown(path)}"
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise ConfigError(
-            f"key file {name} does not exist; make one with `fastmtcp keygen {_quoted(path)}`"
-        ) from None
+        raise ConfigError(f"{name} does not exist; {remedy}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"key file {name} cannot be read: {_reason(error)}") from None
+        raise ConfigError(f"{name} cannot be read: {_reason(error)}") from None
     try:
         # Checked on the open descriptor: the name may point elsewhere a moment later.
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"key file {name} is not a regular file; name a file with a key")
+            raise ConfigError(f"{name} is not a regular file; {remedy}")
         if status.st_mode & 0o077:
             raise ConfigError(
-                f"key file {name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
+                f"{name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
                 f"close it with `chmod 600 {_quoted(path)}`"
             )
         content = os.read(fd, _MAX_FILE + 1)
     except OSError as error:
-        raise ConfigError(f"key file {name} cannot be read: {_reason(error)}") from None
+        raise ConfigError(f"{name} cannot be read: {_reason(error)}") from None
     finally:
         os.close(fd)
-    match = _KEY_TEXT.fullmatch(content)
-    if match is None or len(content) > _MAX_FILE:
-        raise ConfigError(
-            f"key file {name} does not hold 64 hexadecimal digits and nothing else; "
-            "make a new one with `fastmtcp keygen FILE`"
-        )
-    return bytes.fromhex(match[1].decode("ascii"))
+    return name, content
 
 
 def redact(text: str) -> str:

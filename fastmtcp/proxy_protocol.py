@@ -17,8 +17,9 @@ from fastmtcp.path import Proxy
 MAX_ANSWER = 16 * 1024
 """Bytes of an HTTP answer's head; a proxy that goes on and on would fill our memory."""
 
-_NO_LOGIN, _PASSWORD, _NONE_FITS = 0, 2, 255
-_IPV4, _NAME, _IPV6 = 1, 3, 4
+# RFC 1928, sections 3 and 4.
+NO_LOGIN, PASSWORD, NONE_FITS = 0, 2, 255
+IPV4, NAME, IPV6 = 1, 3, 4
 _REPLIES = {
     1: "it failed",
     2: "it does not allow this connection",
@@ -32,7 +33,8 @@ _REPLIES = {
 _LOGIN_WANTED = "it wants a user name and password; write via={}://USER:PASSWORD@HOST:PORT"
 _LOGIN_REFUSED = "it refuses the user name or password"
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: ([^\r\n]*))?")
-_END = re.compile(rb"\r?\n\r?\n")
+END = re.compile(rb"\r?\n\r?\n")
+"""The end of an HTTP head."""
 
 
 class ProxyConversation(Protocol):
@@ -69,7 +71,7 @@ class Socks5:
         self.done = False
 
     def start(self) -> bytes:
-        methods = [_NO_LOGIN, _PASSWORD] if self._proxy.user else [_NO_LOGIN]
+        methods = [NO_LOGIN, PASSWORD] if self._proxy.user else [NO_LOGIN]
         return bytes([5, len(methods), *methods])
 
     def feed(self, data: bytes) -> bytes:
@@ -93,14 +95,14 @@ class Socks5:
         if len(self._buffer) < 2:
             return None
         method = self._take(2)[1]
-        if method == _NO_LOGIN:
+        if method == NO_LOGIN:
             self._step = self._on_reply
             return self._request()
-        if method == _PASSWORD and self._proxy.user:
+        if method == PASSWORD and self._proxy.user:
             self._step = self._on_login
             user, password = self._proxy.user.encode(), self._proxy.password.encode()
             return bytes([1, len(user)]) + user + bytes([len(password)]) + password
-        if method != _NONE_FITS:
+        if method != NONE_FITS:
             raise PeerError("it is no SOCKS5 proxy")
         if self._proxy.user:
             raise PeerError("it accepts no login with user name and password")
@@ -126,7 +128,7 @@ class Socks5:
         if len(buffer) < 5:
             return None
         # The address it connects from: of no use, but of a length of its own.
-        lengths = {_IPV4: 4, _IPV6: 16, _NAME: 1 + buffer[4]}
+        lengths = {IPV4: 4, IPV6: 16, NAME: 1 + buffer[4]}
         if buffer[3] not in lengths:
             raise PeerError("it is no SOCKS5 proxy")
         length = 4 + lengths[buffer[3]] + 2
@@ -142,8 +144,8 @@ class Socks5:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
             name = host.encode("ascii")
-            return bytes([5, 1, 0, _NAME, len(name)]) + name + port.to_bytes(2)
-        kind = _IPV4 if address.version == 4 else _IPV6
+            return bytes([5, 1, 0, NAME, len(name)]) + name + port.to_bytes(2)
+        kind = IPV4 if address.version == 4 else IPV6
         return bytes([5, 1, 0, kind]) + address.packed + port.to_bytes(2)
 
     def _expect(self, *versions: int) -> None:
@@ -182,7 +184,7 @@ class HttpConnect:
         start = bytes(self._buffer[:7])
         if start != b"HTTP/1."[: len(start)]:
             raise PeerError("it is no HTTP proxy")
-        end = _END.search(self._buffer)
+        end = END.search(self._buffer)
         if end is None or end.end() > MAX_ANSWER:
             if len(self._buffer) > MAX_ANSWER:
                 raise PeerError("its answer has no end")

@@ -84,7 +84,9 @@ class Relay:
         stream = self.stream
         if stream.reset_code is not None:
             if stream.reset_code is not ResetCode.CANCELLED:
-                log.warning("stream %d reset: %s", stream.stream_id, stream.reset_code.explanation)
+                to = f" to {stream.target}" if stream.target else ""
+                reason = stream.reset_code.explanation
+                log.warning("stream %d%s reset: %s", stream.stream_id, to, reason)
             self.abort()
             return
         if self._writable and stream.receive.data.ready:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fastmtcp import keys, logs
+from fastmtcp import login as logins
 from fastmtcp.auth import NO_KEY
 from fastmtcp.client import ClientWorker
 from fastmtcp.config import CONTROL_OFF, ClientConfig, Config, ServerConfig
@@ -428,6 +429,7 @@ def run_server(config: ServerConfig) -> int:
 def run_client(config: ClientConfig) -> int:
     """Run `fastmtcp-client`; returns its exit code."""
     key = keys.load(config.key_file) if config.key_file else NO_KEY
+    login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
     ways = config.ways_in
     ports = PortHolder([way.place for way in ways])
 
@@ -438,7 +440,7 @@ def run_client(config: ClientConfig) -> int:
 
             sockets = zip(ways, ports.bind_all(), strict=True)
             ways_in = [(way, sock) for way, group in sockets for sock in group]
-            return ClientWorker(loop, config, key, ways_in, on_pool)
+            return ClientWorker(loop, config, key, ways_in, on_pool, login=login)
 
         return factory
 

@@ -201,6 +201,11 @@ class Programs:
         many = ("--connections", 4)
         return self.start("fastmtcp-client", *where, *many, *arguments).ready()
 
+    def proxy(self, server: Program, *arguments: object) -> Program:
+        """A client that is a proxy on loopback, ready."""
+        where = ("--proxy", "127.0.0.1:0", "--server", f"127.0.0.1:{server.port}")
+        return self.start("fastmtcp-client", *where, "--workers", 2, *arguments).ready()
+
     def pair(self, target: int | str, server_workers: int = 1, client_workers: int = 1) -> Program:
         """A server and a client; returns the client."""
         server = self.server(target, "--workers", server_workers)

@@ -27,6 +27,9 @@ _PACKAGES = {
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
     "rsync": "rsync",
+    "nc": "netcat-openbsd",
+    "socat": "socat",
+    "haproxy": "haproxy",
 }
 
 
@@ -234,14 +237,27 @@ PermitRootLogin prohibit-password
         with privilege_separation_folder(), running(tmp_path, port, *daemon):
             yield port
 
+    @pytest.mark.parametrize("way", ["plain", "socks5", "http"])
     def test_a_command_with_much_input_and_output(
-        self, programs: Programs, sshd: int, tmp_path: Path
+        self, programs: Programs, sshd: int, tmp_path: Path, way: str
     ) -> None:
-        client = programs.pair(sshd, server_workers=2, client_workers=2)
+        proxy: list[str] = []
+        port = sshd
+        if way == "plain":
+            port = programs.pair(sshd, server_workers=2, client_workers=2).port
+        else:
+            server = programs.server(1, "--workers", 2, "--allow", f"127.0.0.1:{sshd}")
+            through = programs.proxy(server).port
+            command = {
+                "socks5": f"{tool('nc')} -X 5 -x 127.0.0.1:{through} %h %p",
+                "http": f"{tool('socat')} - PROXY:127.0.0.1:%h:%p,proxyport={through}",
+            }
+            proxy = ["-o", f"ProxyCommand={command[way]}"]
         content = data(30 * MB, 4)
         result = subprocess.run(
             [
-                *(tool("ssh"), "-F", "none", "-p", str(client.port), "-i", str(tmp_path / "user")),
+                *(tool("ssh"), "-F", "none", "-p", str(port), "-i", str(tmp_path / "user")),
+                *proxy,
                 *("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
                 *("-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"),
                 *("-o", "LogLevel=ERROR"),

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import random
 import re
 import signal
 import socket
 import stat
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.io.net import WAIT, read_exactly
-from tests.process.programs import Program, Programs, eventually
+import pytest
+
+from tests.io.net import WAIT, abort, read_all, read_exactly, refusing_port, silent_port
+from tests.process.programs import Program, Programs, eventually, open_files
 from tests.process.targets import Target, ask_for_exchange, round_trip
+from tests.process.test_real_programs import tool
 
 
 class TestTargets:
@@ -116,3 +125,185 @@ class TestForwards:
             sock.shutdown(socket.SHUT_WR)
             assert read_exactly(sock, 5) == b"hello"
             assert sock.recv(1) == b""
+
+
+class TestProxy:
+    @pytest.fixture
+    def web(self) -> Iterator[Target[None]]:
+        """Answers every request with a page."""
+        target = Target(answer)
+        yield target
+        target.close()
+
+    def test_curl(self, programs: Programs, web: Target[None]) -> None:
+        server = programs.server(1, "--workers", 1, "--allow", f"127.0.0.1:{web.port}")
+        client = programs.proxy(server, *login_file(programs))
+        for options in (*SOCKS, TUNNEL):
+            result = curl(client, options, f"http://localhost:{web.port}/", "me:ge%20heim@")
+            assert result.returncode == 0, result.stderr
+            assert result.stdout == PAGE
+        served = len(web.connections)
+        for options in (*SOCKS, TUNNEL):
+            for login in ("", "me:wrong@"):
+                result = curl(client, options, f"http://localhost:{web.port}/", login)
+                assert result.returncode in (56, 97)
+        client.wait_for("refused: wrong user name or password", 3)
+        client.wait_for("refused: it does not offer a user name and password", 2)
+        client.wait_for("refused: no login")
+        assert len(web.connections) == served
+        assert "heim" not in client.log
+
+    def test_a_refusal_in_the_words_of_the_protocol(self, programs: Programs) -> None:
+        with refusing_port() as port:
+            rules = ("--allow", f"127.0.0.1:{port}", "--allow", "*:80")
+            client = programs.proxy(programs.server(1, "--workers", 1, *rules))
+            for target, socks, http, why in (
+                (f"127.0.0.1:{port}", 5, 502, "the target refused the connection"),
+                ("no-such-host.invalid:80", 4, 502, "the target's name cannot be looked up"),
+                ("127.0.0.1:9", 2, 403, "the server does not allow this target"),
+                ("localhost:80", 2, 403, "the server does not allow this target"),
+            ):
+                result = curl(client, SOCKS[0], f"http://{target}/")
+                assert result.returncode == 97
+                assert f"({socks})" in result.stderr
+                result = curl(client, (*TUNNEL, "-i"), f"http://{target}/")
+                assert result.returncode == 56
+                assert f"HTTP/1.1 {http} " in result.stdout
+                where = r"connection from 127\.0\.0\.1:\d+ to " + re.escape(target)
+                client.wait_for(f"{where} refused: {why}", 2)
+
+    def test_what_needs_no_connect_is_told_what_to_do(self, programs: Programs) -> None:
+        client = programs.proxy(programs.server(1, "--workers", 1))
+        result = curl(client, ("--proxy", "http://PROXY", "-i"), "http://example.com/")
+        assert "HTTP/1.1 405 " in result.stdout
+        assert "SOCKS5" in result.stdout
+
+    def test_success_is_told_when_the_target_is_connected_and_not_before(
+        self, programs: Programs
+    ) -> None:
+        with silent_port() as port:
+            allow = ("--allow", f"127.0.0.1:{port}")
+            server = programs.server(1, "--workers", 1, "--connect-timeout", 1.5, *allow)
+            client = programs.proxy(server)
+            with client.connect() as sock:
+                sock.sendall(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+                assert read_all(sock).startswith(b"HTTP/1.1 504 ")
+
+    def test_bytes_that_come_with_the_request_are_the_first_of_the_stream(
+        self, programs: Programs, echo_target: Target[int]
+    ) -> None:
+        server = programs.server(1, "--workers", 1, "--allow", f"127.0.0.1:{echo_target.port}")
+        client = programs.proxy(server)
+        port = echo_target.port.to_bytes(2)
+        with client.connect() as sock:
+            sock.sendall(b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port + b"first,")
+            assert read_exactly(sock, 12) == b"\x05\x00\x05\x00\x00\x01" + bytes(6)
+            sock.sendall(b"second")
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock) == b"first,second"
+        # A FIN behind the request is no farewell.
+        with client.connect() as sock:
+            sock.sendall(f"CONNECT 127.0.0.1:{echo_target.port} HTTP/1.0\r\n\r\nall".encode())
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock).endswith(b"\r\n\r\nall")
+
+    def test_who_goes_away_before_the_answer_leaves_nothing_behind(
+        self, programs: Programs
+    ) -> None:
+        with silent_port() as port:
+            server = programs.server(1, "--workers", 1, "--allow", f"127.0.0.1:{port}")
+            client = programs.proxy(server)
+            for _ in range(20):
+                sock = client.connect()
+                sock.sendall(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n\r\n".encode())
+                time.sleep(0.02)
+                abort(sock)
+            before = [open_files(pid) for pid in server.workers()]
+            eventually(lambda: streams(programs, server) == 0, "no stream is left")
+            assert [open_files(pid) for pid in server.workers()] <= before
+
+    def test_garbage_harms_nobody(self, programs: Programs, web: Target[None]) -> None:
+        server = programs.server(1, "--workers", 1, "--allow", f"127.0.0.1:{web.port}")
+        client = programs.proxy(server)
+        rng = random.Random(5)
+        openers = [b"", b"\x05", b"\x05\x01\x00\x05\x01\x00\x03", b"CONNECT ", b"\x16\x03\x01"]
+        held = []
+        for number in range(300):
+            sock = client.connect()
+            with contextlib.suppress(OSError):
+                sock.sendall(rng.choice(openers) + rng.randbytes(rng.randrange(200)))
+            held.append(sock)
+            if number % 2:
+                held.pop().close()
+        result = curl(client, SOCKS[0], f"http://127.0.0.1:{web.port}/")
+        assert result.stdout == PAGE
+        for sock in held:
+            sock.close()
+
+    def test_without_a_login_on_loopback_only(self, programs: Programs) -> None:
+        result = programs.run("fastmtcp-client", "--proxy", "*:0")
+        assert result.returncode == 2
+        assert "is not loopback" in result.stderr
+        assert "--proxy-login-file FILE" in result.stderr
+        client = programs.start("fastmtcp-client", "--proxy", "*:0", *login_file(programs))
+        client.ready()
+
+    def test_a_login_file_for_everybody_is_refused(self, programs: Programs) -> None:
+        options = login_file(programs)
+        options[1].chmod(0o644)
+        result = programs.run("fastmtcp-client", "--proxy", "127.0.0.1:0", *options)
+        assert result.returncode == 2
+        assert "chmod 600" in result.stderr
+        assert "heim" not in result.stderr
+
+    def test_without_a_server_it_says_so(self, programs: Programs) -> None:
+        with refusing_port() as port:
+            client = programs.start(
+                "fastmtcp-client",
+                *("--proxy", "127.0.0.1:0", "--server", f"127.0.0.1:{port}"),
+                *("--connect-timeout", 0.5),
+            ).ready()
+            with client.connect() as sock:
+                sock.sendall(b"CONNECT example.com:80 HTTP/1.1\r\n\r\n")
+                assert read_all(sock).startswith(b"HTTP/1.1 504 ")
+
+
+PAGE = "<p>a page</p>"
+SOCKS = (("--socks5-hostname", "PROXY"), ("--socks5", "PROXY"))
+TUNNEL = ("--proxytunnel", "--proxy", "http://PROXY")
+
+
+def answer(sock: socket.socket) -> None:
+    if sock.recv(1 << 16):
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(PAGE)}\r\nConnection: close\r\n\r\n"
+        sock.sendall((head + PAGE).encode())
+
+
+def login_file(programs: Programs) -> tuple[str, Path]:
+    path = programs.folder / "proxy.login"
+    path.write_text("me:ge heim\n")
+    path.chmod(0o600)
+    return "--proxy-login-file", path
+
+
+def curl(
+    client: Program, options: tuple[str, ...], url: str, login: str = ""
+) -> subprocess.CompletedProcess[str]:
+    proxy = f"{login}127.0.0.1:{client.port}"
+    return subprocess.run(
+        [tool("curl"), "-sS", *(o.replace("PROXY", proxy) for o in options), url],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+        env={},
+    )
+
+
+def streams(programs: Programs, server: Program) -> int:
+    """Streams that are open at the server."""
+    report = programs.run("fastmtcp", "status", "--json", "--server")
+    found = json.loads(report.stdout)["instances"]
+    (one,) = (instance for instance in found if instance["pid"] == server.process.pid)
+    count: int = one["totals"]["streams"]
+    return count

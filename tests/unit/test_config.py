@@ -112,6 +112,8 @@ session_timeout = 1
 CLIENT_FILE = """
 listen = "127.0.0.1:1"
 forward = ["8080:web:80", "unix:/run/web.sock:web:80"]
+proxy = "127.0.0.1:1080"
+proxy_login_file = "/etc/proxy.login"
 target = "example.com:80"
 server = ["a:1", "b:2"]
 connections = "2-60"
@@ -300,6 +302,18 @@ def test_overrides_may_be_ready_values() -> None:
             ClientConfig,
             "target = '*:80'",
             "target: *:80 is for listening only; write the host, as in 127.0.0.1:80",
+        ),
+        (
+            ClientConfig,
+            "proxy = '*:1080'",
+            "proxy: *:1080 is not loopback, and without a login everybody who can reach it could "
+            "use the proxy; write USER:PASSWORD to a file of mode 0600 and add "
+            "`--proxy-login-file FILE`",
+        ),
+        (
+            ClientConfig,
+            "proxy = '127.0.0.1:1'\nlisten = '127.0.0.1:1'",
+            "proxy: 127.0.0.1:1 is there twice; choose another place",
         ),
         (ClientConfig, "server = []", "server: names no server; write at least one HOST:PORT"),
         (ClientConfig, "listen = []", "listen: names no address; write at least one HOST:PORT"),

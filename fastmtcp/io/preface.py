@@ -1,0 +1,210 @@
+"""What an application says, and is told, before its bytes become a stream's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.stream import Stream
+from fastmtcp.errors import PeerError
+from fastmtcp.io.loop import ERR, HUP, READ, Loop, Timer
+from fastmtcp.io.tcp import abort
+
+log = logging.getLogger("fastmtcp.preface")
+
+PREFACE_TIMEOUT = 10.0
+"""Seconds that an application has for what comes before its bytes: one that says nothing costs a
+descriptor and a few KiB for no longer."""
+
+_READ_SIZE = 4096
+_FAREWELL = 2.0
+"""Seconds that an application has to read why it was refused, and to close."""
+_FAREWELL_READS = 64
+"""Reads of what it sends meanwhile: one that sends without end does not read the answer."""
+
+
+class Opening(Protocol):
+    """What is said, without sockets: fastmtcp.proxy_requests, fastmtcp.proxy_header."""
+
+    @property
+    def done(self) -> bool:
+        """All of it was said."""
+
+    @property
+    def rest(self) -> bytes:
+        """Bytes that came behind it."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes of the application; return bytes to send. Raises PeerError, which may have
+        an `answer`."""
+
+
+class Preface:
+    """Reads an application's opening words.
+
+    Calls either `done(self)`, with the socket still watched, or `failed(error)`, with the socket
+    closed or about to be; neither after cancel(). `early` are bytes of the socket already read.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        opening: Opening,
+        done: Callable[[], None],
+        failed: Callable[[PeerError], None],
+        early: bytes = b"",
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._opening = opening
+        self._done = done
+        self._failed = failed
+        self._early = early
+        self._over = False
+        loop.watch(sock.fileno(), self._on_event)
+        self._timer = loop.call_later(PREFACE_TIMEOUT, self._on_timeout)
+        # Not from here: the caller does not know us yet.
+        loop.call_soon(lambda: self._on_event(READ))
+
+    def cancel(self) -> None:
+        """Reset the connection without telling anybody here."""
+        if self._leave():
+            _drop(self._loop, self._sock)
+
+    def _on_event(self, mask: int) -> None:
+        early, self._early = self._early, b""
+        if early and not self._over:
+            self._on_data(early)
+        while mask & READ and not self._over:
+            try:
+                data = self._sock.recv(_READ_SIZE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._fail(PeerError(error.strerror or str(error)))
+                return
+            if not data:
+                self._fail(PeerError("it closed the connection"))
+                return
+            self._on_data(data)
+
+    def _on_data(self, data: bytes) -> None:
+        try:
+            answer = self._opening.feed(data)
+            if answer:
+                # Far smaller than a fresh socket's buffer.
+                self._sock.send(answer)
+        except PeerError as error:
+            self._fail(error)
+            return
+        except OSError as error:
+            self._fail(PeerError(error.strerror or str(error)))
+            return
+        if self._opening.done and self._leave():
+            self._done()
+
+    def _on_timeout(self) -> None:
+        self._fail(PeerError("it says nothing, or not enough"))
+
+    def _fail(self, error: PeerError) -> None:
+        if self._leave():
+            answer: bytes = getattr(error, "answer", b"")
+            if answer:
+                say_farewell(self._loop, self._sock, answer)
+            else:
+                _drop(self._loop, self._sock)
+            self._failed(error)
+
+    def _leave(self) -> bool:
+        """End it; true if it was not over. The socket stays watched."""
+        if self._over:
+            return False
+        self._over = True
+        self._timer.cancel()
+        return True
+
+
+class Waiting:
+    """An application that waits for its target: the user of its stream until there is a relay.
+
+    Calls `connected()` or `refused(code)` once; neither if the application goes away before.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        stream: Stream,
+        connected: Callable[[], None],
+        refused: Callable[[ResetCode], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._stream = stream
+        self._connected = connected
+        self._refused = refused
+        self._over = False
+        stream.user = self
+        loop.watch(sock.fileno(), self._on_event)
+
+    def update(self) -> None:
+        """The stream was touched."""
+        if self._over:
+            return
+        if self._stream.reset_code is not None:
+            self._over = True
+            self._refused(self._stream.reset_code)
+        elif self._stream.connected:
+            self._over = True
+            self._connected()
+
+    def _on_event(self, mask: int) -> None:
+        # Its bytes wait for the relay; so does a FIN, as it may still want the answer.
+        if mask & (ERR | HUP) and not self._over:
+            self._over = True
+            log.debug("stream %d: the application is gone", self._stream.stream_id)
+            _drop(self._loop, self._sock)
+            self._stream.reset(ResetCode.CANCELLED)
+
+
+def say_farewell(loop: Loop, sock: socket.socket, answer: bytes) -> None:
+    """Send `answer` and a FIN, and close when the application has closed or its time is up.
+
+    A close() while bytes of it are unread would be an RST, which destroys the answer.
+    """
+    fd = sock.fileno()
+    timer: list[Timer] = []
+
+    def close() -> None:
+        loop.unwatch(fd)
+        timer[0].cancel()
+        sock.close()
+
+    def on_event(_mask: int) -> None:
+        try:
+            for _ in range(_FAREWELL_READS):
+                if not sock.recv(_READ_SIZE):
+                    break
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        close()
+
+    timer.append(loop.call_later(_FAREWELL, close))
+    loop.watch(fd, on_event)
+    with contextlib.suppress(OSError):
+        sock.send(answer)
+        sock.shutdown(socket.SHUT_WR)
+    # Edges that were told to the socket's former owner do not come again.
+    loop.call_soon(lambda: on_event(READ) if sock.fileno() >= 0 else None)
+
+
+def _drop(loop: Loop, sock: socket.socket) -> None:
+    loop.unwatch(sock.fileno())
+    abort(sock)

@@ -1,0 +1,301 @@
+"""What an application says to us as a proxy, and what it is told: SOCKS5 (RFC 1928, 1929) and HTTP
+CONNECT (RFC 9110, 9.3.6) on one port. Sans-IO, as fastmtcp.proxy_protocol, which is the other side.
+
+The answer waits until it is known whether the target is connected: connected() and refused() have
+its bytes. Names are not looked up here: the server does it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from typing import Protocol
+
+from fastmtcp.endpoint import ANY_HOST, Endpoint
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.errors import ConfigError, PeerError
+from fastmtcp.login import Login
+from fastmtcp.proxy_protocol import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
+
+MAX_HEAD = 16 * 1024
+"""Bytes of an HTTP request's head: one that never ends would fill our memory. (A SOCKS5 request
+cannot be longer than 262.)"""
+
+# RFC 1928, section 6.
+_FAILED, _NOT_ALLOWED, _UNREACHABLE, _REFUSED, _NO_COMMAND, _NO_ADDRESS = 1, 2, 4, 5, 7, 8
+_SOCKS_REPLIES = {
+    ResetCode.NOT_ALLOWED: _NOT_ALLOWED,
+    ResetCode.UNREACHABLE: _UNREACHABLE,
+    ResetCode.UNRESOLVED: _UNREACHABLE,
+    ResetCode.REFUSED: _REFUSED,
+}
+# RFC 9110, section 15.
+_HTTP_STATUS = {
+    ResetCode.NOT_ALLOWED: "403 Forbidden",
+    ResetCode.REFUSED: "502 Bad Gateway",
+    ResetCode.UNRESOLVED: "502 Bad Gateway",
+    ResetCode.UNREACHABLE: "504 Gateway Timeout",
+}
+_HTTP_OTHERWISE = "503 Service Unavailable"
+
+_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[0-9]")
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
+_CONNECT_ONLY = (
+    "this proxy has CONNECT only, which is for https://; for http:// use it as a SOCKS5 proxy, or "
+    "curl --proxytunnel"
+)
+
+
+class RequestError(PeerError):
+    """The request is refused, or is none; `answer` is what the application is told, if anything."""
+
+    def __init__(self, message: str, answer: bytes = b"") -> None:
+        super().__init__(message)
+        self.answer = answer
+
+
+class Request(Protocol):
+    """What SOCKS5 and HTTP have in common."""
+
+    target: Endpoint | None
+    """Where the application wants to go; None until its request is whole."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the application; return bytes to send. Raises RequestError."""
+
+    @property
+    def rest(self) -> bytes:
+        """Bytes behind the request: the first of the stream."""
+
+    def connected(self) -> bytes:
+        """The answer when the target is connected."""
+
+    def refused(self, code: ResetCode) -> bytes:
+        """The answer when it is not."""
+
+
+class ProxyRequest:
+    """A connection to the proxy; its first byte says which protocol it is."""
+
+    def __init__(self, login: Login | None) -> None:
+        self._login = login
+        self._request: Request | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._request is not None and self._request.target is not None
+
+    @property
+    def target(self) -> Endpoint | None:
+        return self._request.target if self._request is not None else None
+
+    @property
+    def rest(self) -> bytes:
+        return self._request.rest if self._request is not None else b""
+
+    def start(self) -> bytes:
+        return b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the application; return bytes to send. Raises RequestError."""
+        if self._request is None:
+            if data[:1] == b"\x05":
+                self._request = SocksRequest(self._login)
+            elif data[:1].isalpha():
+                self._request = HttpRequest(self._login)
+            else:
+                raise RequestError("it speaks neither SOCKS5 nor HTTP")
+        return self._request.feed(data)
+
+    def connected(self) -> bytes:
+        return self._request.connected() if self._request is not None else b""
+
+    def refused(self, code: ResetCode) -> bytes:
+        return self._request.refused(code) if self._request is not None else b""
+
+
+class SocksRequest:
+    """SOCKS5: CONNECT, without a login or with user name and password."""
+
+    def __init__(self, login: Login | None) -> None:
+        self.target: Endpoint | None = None
+        self._login = login
+        self._buffer = bytearray()
+        self._step = self._on_methods
+
+    def feed(self, data: bytes) -> bytes:
+        self._buffer += data
+        out = b""
+        try:
+            while self.target is None and (answer := self._step()) is not None:
+                out += answer
+        except RequestError as error:
+            error.answer = out + error.answer
+            raise
+        return out
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._buffer)
+
+    def connected(self) -> bytes:
+        return _socks_reply(0)
+
+    def refused(self, code: ResetCode) -> bytes:
+        return _socks_reply(_SOCKS_REPLIES.get(code, _FAILED))
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    def _expect(self, version: int) -> None:
+        if self._buffer and self._buffer[0] != version:
+            raise RequestError("it does not speak SOCKS5")
+
+    def _on_methods(self) -> bytes | None:
+        self._expect(5)
+        buffer = self._buffer
+        if len(buffer) < 2 or len(buffer) < 2 + buffer[1]:
+            return None
+        methods = self._take(2 + buffer[1])[2:]
+        wanted = NO_LOGIN if self._login is None else PASSWORD
+        if wanted not in methods:
+            what = "no login" if self._login is None else "a user name and password"
+            raise RequestError(f"it does not offer {what}", bytes([5, NONE_FITS]))
+        self._step = self._on_request if self._login is None else self._on_login
+        return bytes([5, wanted])
+
+    def _on_login(self) -> bytes | None:
+        self._expect(1)
+        buffer = self._buffer
+        if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
+            return None
+        user_end = 2 + buffer[1]
+        end = user_end + 1 + buffer[user_end]
+        if len(buffer) < end:
+            return None
+        taken = self._take(end)
+        user, password = taken[2:user_end], taken[user_end + 1 :]
+        if self._login is None or not self._login.matches(user, password):
+            raise RequestError("wrong user name or password", bytes([1, 1]))
+        self._step = self._on_request
+        return bytes([1, 0])
+
+    def _on_request(self) -> bytes | None:
+        self._expect(5)
+        buffer = self._buffer
+        if len(buffer) < 5:
+            return None
+        command, kind = buffer[1], buffer[3]
+        if command != 1:
+            raise RequestError(f"it wants command {command}", _socks_reply(_NO_COMMAND))
+        sizes = {IPV4: 4, IPV6: 16, NAME: 1 + buffer[4]}
+        if kind not in sizes:
+            raise RequestError(f"it has an address of type {kind}", _socks_reply(_NO_ADDRESS))
+        if len(buffer) < 4 + sizes[kind] + 2:
+            return None
+        taken = self._take(4 + sizes[kind] + 2)
+        address, port = taken[4:-2], int.from_bytes(taken[-2:])
+        is_name = kind == NAME
+        host = address[1:].decode("latin-1") if is_name else str(ipaddress.ip_address(address))
+        # Some applications have an address for a name.
+        host = f"[{host}]" if ":" in host else host
+        self.target = _target(f"{host}:{port}", _socks_reply(_FAILED))
+        return b""
+
+
+class HttpRequest:
+    """HTTP CONNECT, without a login or with Basic authentication (RFC 7617)."""
+
+    def __init__(self, login: Login | None) -> None:
+        self.target: Endpoint | None = None
+        self._login = login
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._buffer += data
+        if self.target is not None:
+            return b""
+        end = END.search(self._buffer)
+        if (end.end() if end else len(self._buffer)) > MAX_HEAD:
+            text = "the head of the request is too large"
+            raise RequestError(text, _http_answer("431 Request Header Fields Too Large", text))
+        if end is not None:
+            head = bytes(self._buffer[: end.start()])
+            del self._buffer[: end.end()]
+            self.target = self._read(head.decode("latin-1").split("\n"))
+        return b""
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._buffer)
+
+    def connected(self) -> bytes:
+        return b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+    def refused(self, code: ResetCode) -> bytes:
+        return _http_answer(_HTTP_STATUS.get(code, _HTTP_OTHERWISE), code.explanation)
+
+    def _read(self, lines: list[str]) -> Endpoint:
+        first, *rest = (line.removesuffix("\r") for line in lines)
+        request = _REQUEST_LINE.fullmatch(first)
+        fields = [_FIELD.fullmatch(line) for line in rest]
+        if request is None or None in fields:
+            text = "this is no HTTP request"
+            raise RequestError("it does not speak HTTP", _http_answer("400 Bad Request", text))
+        self._check_login([f[2] for f in fields if f and f[1].lower() == "proxy-authorization"])
+        if request[1] != "CONNECT":
+            answer = _http_answer("405 Method Not Allowed", _CONNECT_ONLY, "Allow: CONNECT")
+            raise RequestError("it wants something else than CONNECT", answer)
+        text = "CONNECT needs HOST:PORT"
+        return _target(request[2], _http_answer("400 Bad Request", text))
+
+    def _check_login(self, values: list[str]) -> None:
+        if self._login is None:
+            return
+        user, colon, password = _basic(values[0] if len(values) == 1 else "").partition(b":")
+        if not self._login.matches(user, password) or not colon:
+            text = "this proxy wants a user name and password"
+            field = 'Proxy-Authenticate: Basic realm="fastmtcp", charset="UTF-8"'
+            answer = _http_answer("407 Proxy Authentication Required", text, field)
+            raise RequestError("wrong user name or password" if values else "no login", answer)
+
+
+def _socks_reply(code: int) -> bytes:
+    """The address that it connects from is not known here, and of no use to anybody."""
+    return bytes([5, code, 0, IPV4, 0, 0, 0, 0, 0, 0])
+
+
+def _http_answer(status: str, text: str, *fields: str) -> bytes:
+    body = f"fastmtcp: {text}\n"
+    head = [
+        f"HTTP/1.1 {status}",
+        *fields,
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "".join(f"{line}\r\n" for line in [*head, ""]).encode() + body.encode()
+
+
+def _basic(value: str) -> bytes:
+    scheme, _, encoded = value.strip().partition(" ")
+    if scheme.lower() != "basic":
+        return b""
+    try:
+        return base64.b64decode(encoded.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def _target(text: str, answer: bytes) -> Endpoint:
+    try:
+        target = Endpoint.parse(text)
+    except ConfigError:
+        raise RequestError("it names no host and port", answer) from None
+    if target.host == ANY_HOST or not target.port:
+        raise RequestError("it names no host and port", answer)
+    return target

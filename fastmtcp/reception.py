@@ -1,0 +1,97 @@
+"""Receives applications at a client's ways in, until it is known where they want to go."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import msgspec
+
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.errors import PeerError
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.preface import Preface, say_farewell
+from fastmtcp.io.tcp import abort
+from fastmtcp.login import Login
+from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.ways_in import WayIn
+
+log = logging.getLogger("fastmtcp.client")
+
+MAX_PREFACES = 1024
+"""Applications of one worker that have not said yet what they want: more are reset at once."""
+
+
+class Arrival(msgspec.Struct):
+    """An application whose stream can be opened."""
+
+    sock: socket.socket
+    peer: str
+    """Its address; empty at a unix socket."""
+    target: str
+    """Where it goes; empty for the server's own target."""
+    early: bytes = b""
+    """The first bytes of the stream, read already."""
+    request: ProxyRequest | None = None
+    """What it asked of the proxy, and wants an answer to."""
+
+    def __str__(self) -> str:
+        to = f" to {self.target}" if self.target else ""
+        return f"connection from {self.peer or 'a unix socket'}{to}"
+
+
+class Reception:
+    """Calls `on_arrival` for each application that is ready; its socket is not blocking."""
+
+    def __init__(
+        self, loop: Loop, login: Login | None, on_arrival: Callable[[Arrival], None]
+    ) -> None:
+        self._loop = loop
+        self._login = login
+        self._on_arrival = on_arrival
+        self._prefaces: set[Preface] = set()
+
+    def accept(self, way: WayIn, sock: socket.socket, peer: str) -> None:
+        """An application has connected at `way`."""
+        arrival = Arrival(sock, peer, way.target)
+        if way.kind == "forward":
+            self._on_arrival(arrival)
+        else:
+            self._ask(arrival)
+
+    def turn_away(self, arrival: Arrival, code: ResetCode) -> None:
+        """There is no stream for this one."""
+        if arrival.request is None:
+            self._loop.unwatch(arrival.sock.fileno())
+            abort(arrival.sock)
+        else:
+            say_farewell(self._loop, arrival.sock, arrival.request.refused(code))
+
+    def close(self) -> None:
+        """Reset all that have not come through yet."""
+        for preface in self._prefaces:
+            preface.cancel()
+        self._prefaces.clear()
+
+    def _ask(self, arrival: Arrival) -> None:
+        """Let it say where it wants to go."""
+        if len(self._prefaces) >= MAX_PREFACES:
+            log.warning("%s reset: %d others wait", arrival, MAX_PREFACES)
+            abort(arrival.sock)
+            return
+        request = ProxyRequest(self._login)
+
+        def done() -> None:
+            self._prefaces.discard(preface)
+            arrival.target = str(request.target)
+            arrival.early = request.rest
+            arrival.request = request
+            self._on_arrival(arrival)
+
+        def failed(error: PeerError) -> None:
+            self._prefaces.discard(preface)
+            log.warning("%s refused: %s", arrival, error)
+
+        preface = Preface(self._loop, arrival.sock, request, done, failed)
+        self._prefaces.add(preface)
