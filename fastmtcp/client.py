@@ -74,7 +74,7 @@ class ClientWorker:
         self._current = self._new_session()
         self._local = local_addresses()
         self._egress.refresh(self._local)
-        self._reception = Reception(loop, login, self._on_arrival)
+        self._reception = Reception(loop, login, config.accept_proxy, self._on_arrival)
         self._listeners = [
             Listener(loop, sock, partial(self._reception.accept, way)) for way, sock in ways_in
         ]
@@ -110,7 +110,7 @@ class ClientWorker:
             self._reception.turn_away(arrival, ResetCode.UNREACHABLE)
             return
         try:
-            stream = current.session.open(self._loop.now, arrival.target)
+            stream = current.session.open(self._loop.now, arrival.target, arrival.peer)
         except LocalError as error:
             log.warning("%s reset: %s", arrival, error)
             self._reception.turn_away(arrival, ResetCode.OVERLOADED)

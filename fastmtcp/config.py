@@ -42,6 +42,7 @@ Timeout = Annotated[float, Meta(ge=0.1, le=600)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 EgressMode = Literal["auto", "off"]
+ProxyHeaders = Literal["off", "v1", "v2"]
 
 
 class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,6 +157,14 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             default_text="none",
         ),
     ] = ()
+    send_proxy: Annotated[
+        ProxyHeaders,
+        Setting(
+            TARGET,
+            "Begin each connection to the server's own target with a PROXY protocol header of this "
+            "version, so that the target sees the application's address.",
+        ),
+    ] = "off"
     connect_timeout: Annotated[
         Timeout,
         Setting(
@@ -217,6 +226,14 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             default_text="none",
         ),
     ] = ()
+    accept_proxy: Annotated[
+        bool,
+        Setting(
+            LISTENING,
+            "Every connection begins with a PROXY protocol header (version 1 or 2) that says whose "
+            "it is, as a load balancer sends it; those without are reset.",
+        ),
+    ] = False
     proxy_login_file: Annotated[
         str | None,
         Setting(

@@ -11,9 +11,10 @@ import msgspec
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.preface import Preface, say_farewell
+from fastmtcp.io.preface import Opening, Preface, say_farewell
 from fastmtcp.io.tcp import abort
 from fastmtcp.login import Login
+from fastmtcp.proxy_header import HeaderReader
 from fastmtcp.proxy_requests import ProxyRequest
 from fastmtcp.ways_in import WayIn
 
@@ -28,7 +29,7 @@ class Arrival(msgspec.Struct):
 
     sock: socket.socket
     peer: str
-    """Its address; empty at a unix socket."""
+    """Its address, as a PROXY protocol header says or as we see it; empty at a unix socket."""
     target: str
     """Where it goes; empty for the server's own target."""
     early: bytes = b""
@@ -45,20 +46,26 @@ class Reception:
     """Calls `on_arrival` for each application that is ready; its socket is not blocking."""
 
     def __init__(
-        self, loop: Loop, login: Login | None, on_arrival: Callable[[Arrival], None]
+        self,
+        loop: Loop,
+        login: Login | None,
+        accept_proxy: bool,
+        on_arrival: Callable[[Arrival], None],
     ) -> None:
+        """`login` is for the proxy; with `accept_proxy` all begin with a PROXY protocol header."""
         self._loop = loop
         self._login = login
+        self._accept_proxy = accept_proxy
         self._on_arrival = on_arrival
         self._prefaces: set[Preface] = set()
 
     def accept(self, way: WayIn, sock: socket.socket, peer: str) -> None:
         """An application has connected at `way`."""
         arrival = Arrival(sock, peer, way.target)
-        if way.kind == "forward":
-            self._on_arrival(arrival)
+        if self._accept_proxy:
+            self._read_header(way, arrival)
         else:
-            self._ask(arrival)
+            self._go_on(way, arrival)
 
     def turn_away(self, arrival: Arrival, code: ResetCode) -> None:
         """There is no stream for this one."""
@@ -74,24 +81,50 @@ class Reception:
             preface.cancel()
         self._prefaces.clear()
 
-    def _ask(self, arrival: Arrival) -> None:
+    def _go_on(self, way: WayIn, arrival: Arrival) -> None:
+        if way.kind == "forward":
+            self._on_arrival(arrival)
+        else:
+            self._read_request(arrival)
+
+    def _read_header(self, way: WayIn, arrival: Arrival) -> None:
+        """Let it say whose connection it is."""
+        header = HeaderReader()
+
+        def done() -> None:
+            if header.source is not None:
+                arrival.peer = str(header.source)
+            arrival.early = header.rest
+            self._go_on(way, arrival)
+
+        self._begin(arrival, header, done)
+
+    def _read_request(self, arrival: Arrival) -> None:
         """Let it say where it wants to go."""
-        if len(self._prefaces) >= MAX_PREFACES:
-            log.warning("%s reset: %d others wait", arrival, MAX_PREFACES)
-            abort(arrival.sock)
-            return
         request = ProxyRequest(self._login)
 
         def done() -> None:
-            self._prefaces.discard(preface)
             arrival.target = str(request.target)
             arrival.early = request.rest
             arrival.request = request
             self._on_arrival(arrival)
 
+        self._begin(arrival, request, done)
+
+    def _begin(self, arrival: Arrival, opening: Opening, done: Callable[[], None]) -> None:
+        if len(self._prefaces) >= MAX_PREFACES:
+            log.warning("%s reset: %d others wait", arrival, MAX_PREFACES)
+            self._loop.unwatch(arrival.sock.fileno())
+            abort(arrival.sock)
+            return
+
+        def over() -> None:
+            self._prefaces.discard(preface)
+            done()
+
         def failed(error: PeerError) -> None:
             self._prefaces.discard(preface)
             log.warning("%s refused: %s", arrival, error)
 
-        preface = Preface(self._loop, arrival.sock, request, done, failed)
+        preface = Preface(self._loop, arrival.sock, opening, over, failed, arrival.early)
         self._prefaces.add(preface)

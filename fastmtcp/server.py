@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -36,7 +37,8 @@ from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.io.tcp import tune, tune_subflow
+from fastmtcp.io.tcp import text_address, tune, tune_subflow
+from fastmtcp.proxy_header import header, parse_source
 from fastmtcp.status import Observed, PathInfo
 from fastmtcp.targets import Rule
 
@@ -321,7 +323,7 @@ def _host(address: str) -> str:
 class _Outgoing:
     """A stream's connection to its target, until it is up."""
 
-    __slots__ = ("_dial", "_session", "_stream", "_target")
+    __slots__ = ("_dial", "_send_proxy", "_session", "_stream", "_target")
 
     def __init__(
         self,
@@ -333,10 +335,12 @@ class _Outgoing:
         target: Endpoint,
         permits: Callable[[str], bool] | None = None,
     ) -> None:
-        """`permits` says to which addresses a client may be connected; None is to all."""
+        """`permits` says to which addresses a client may be connected; None stands for the server's
+        own target."""
         self._session = session
         self._stream = stream
         self._target = target
+        self._send_proxy = config.send_proxy if permits is None else "off"
         stream.user = self
         self._dial = Dial(
             loop,
@@ -355,6 +359,12 @@ class _Outgoing:
 
     def _connected(self, sock: socket.socket) -> None:
         tune(sock)
+        if self._send_proxy != "off":
+            source = parse_source(self._stream.source)
+            # A fresh socket's buffer takes all of it. What is wrong with it the relay finds out.
+            with contextlib.suppress(OSError):
+                destination = parse_source(text_address(sock.getpeername()))
+                sock.send(header(self._send_proxy, source, destination))
         self._stream.confirm()
         self._session.driver.add_relay(sock, self._stream)
         self._session.driver.progress()

@@ -19,6 +19,8 @@ class Open(msgspec.Struct, array_like=True, tag=1, gc=False):
     fin: bool
     target: str = ""
     """Where to connect; empty for the server's own target."""
+    source: str = ""
+    """Address of the application; empty if it is not known."""
 
 
 class Data(msgspec.Struct, array_like=True, tag=2, gc=False):

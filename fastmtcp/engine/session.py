@@ -164,7 +164,7 @@ class Session:
 
     # --- streams ------------------------------------------------------------------------
 
-    def open(self, now: float, target: str = "") -> Stream:
+    def open(self, now: float, target: str = "", source: str = "") -> Stream:
         """Open a stream. It is sent with its first bytes, or at once if there are none.
 
         Raises:
@@ -178,7 +178,12 @@ class Session:
             raise LocalError(f"{len(self.streams)} streams are open, the limit")
         self._now = now
         stream = Stream(
-            self, self._ids.allocate(), opener=True, limit=self.peer_floor, target=target
+            self,
+            self._ids.allocate(),
+            opener=True,
+            limit=self.peer_floor,
+            target=target,
+            source=source,
         )
         stream.receive.window.start()
         self.streams[stream.stream_id] = stream
@@ -334,7 +339,8 @@ class Session:
         high = stop - fin
         if start < 0:
             low = 0
-            frame: Frame = Open(stream.stream_id, stream.receive.window.tell(), fin, stream.target)
+            limit = stream.receive.window.tell()
+            frame: Frame = Open(stream.stream_id, limit, fin, stream.target, stream.source)
         else:
             low = start
             frame = Data(stream.stream_id, start, fin)
@@ -477,6 +483,7 @@ class Session:
             raise RemoteError(SessionCode.PROTOCOL, "negative limit")
         stream.open_received = True
         stream.target = frame.target
+        stream.source = frame.source
         stream.send.limit = max(stream.send.limit, frame.limit)  # an ACK may have overtaken it
         self._outbox.ack(stream, self._now, urgent=False)
         self.streams_opened += 1

@@ -40,6 +40,7 @@ class Stream:
         "rescued_at",
         "reset_code",
         "send",
+        "source",
         "stream_id",
         "target",
         "touched",
@@ -47,12 +48,21 @@ class Stream:
     )
 
     def __init__(
-        self, session: Session, stream_id: int, *, opener: bool, limit: int, target: str = ""
+        self,
+        session: Session,
+        stream_id: int,
+        *,
+        opener: bool,
+        limit: int,
+        target: str = "",
+        source: str = "",
     ) -> None:
         self._session = session
         self.stream_id = stream_id
         self.created_at = session.now
         self.target = target
+        self.source = source
+        """The application's address, as it says itself or the client knows it; or empty."""
         self.send = SendSide(opener=opener, limit=limit)
         self.receive = ReceiveSide(session.limits, session.pool, session.gaps)
         self.opener = opener

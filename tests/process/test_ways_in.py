@@ -20,7 +20,7 @@ import pytest
 from tests.io.net import WAIT, abort, read_all, read_exactly, refusing_port, silent_port
 from tests.process.programs import Program, Programs, eventually, open_files
 from tests.process.targets import Target, ask_for_exchange, round_trip
-from tests.process.test_real_programs import tool
+from tests.process.test_real_programs import free_port, run, running, tool
 
 
 class TestTargets:
@@ -266,6 +266,110 @@ class TestProxy:
             with client.connect() as sock:
                 sock.sendall(b"CONNECT example.com:80 HTTP/1.1\r\n\r\n")
                 assert read_all(sock).startswith(b"HTTP/1.1 504 ")
+
+
+class TestProxyProtocol:
+    @pytest.fixture
+    def nginx(self, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+        """An nginx that insists on the header, and its log: one address a line."""
+        port = free_port()
+        (tmp_path / "www").mkdir()
+        (tmp_path / "www" / "page").write_text(PAGE)
+        config, log = tmp_path / "nginx.conf", tmp_path / "access.log"
+        temporary = "".join(
+            f"{kind}_temp_path {tmp_path}/{kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        config.write_text(
+            f"""
+            daemon off; master_process off; pid {tmp_path}/nginx.pid;
+            {"user root;" if os.geteuid() == 0 else ""}
+            error_log {tmp_path}/error.log;
+            events {{ worker_connections 64; }}
+            http {{
+                {temporary}
+                log_format source "$proxy_protocol_addr $proxy_protocol_port";
+                access_log {log} source;
+                server {{ listen 127.0.0.1:{port} proxy_protocol; root {tmp_path}/www; }}
+            }}
+            """
+        )
+        nginx = (tool("nginx"), "-p", tmp_path, "-e", tmp_path / "error.log", "-c", config)
+        with running(tmp_path, port, *nginx):
+            yield port, log
+
+    @pytest.mark.parametrize(("version", "sent"), [("v1", "send-proxy-v2"), ("v2", "send-proxy")])
+    def test_from_haproxy_to_nginx_the_first_clients_address_is_known(
+        self, programs: Programs, nginx: tuple[int, Path], version: str, sent: str
+    ) -> None:
+        port, log = nginx
+        server = programs.server(port, "--workers", 1, "--send-proxy", version)
+        client = programs.client(server, "--workers", 1, "--accept-proxy")
+        front = free_port()
+        config = programs.folder / "haproxy.cfg"
+        config.write_text(
+            "defaults\n mode tcp\n timeout connect 10s\n timeout client 10s\n timeout server 10s\n"
+            f"listen front\n bind 127.0.0.1:{front}\n server it 127.0.0.1:{client.port} {sent}\n"
+        )
+        with running(programs.folder, front, tool("haproxy"), "-db", "-f", config):
+            page = fetch(f"http://127.0.0.1:{front}/page", "--interface", "127.0.0.2")
+        assert page == PAGE
+        assert re.fullmatch(r"127\.0\.0\.2 \d+", line(log, 1))
+        client.check_resets(b"GET / HTTP/1.1\r\n\r\n")
+        client.wait_for("refused: it sends no PROXY protocol header")
+        # The header may be cut anywhere, and what follows it in one piece.
+        with client.connect() as sock:
+            sock.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 ")
+            time.sleep(0.1)
+            sock.sendall(b"4000 80\r\nGET /page HTTP/1.0\r\n\r\n")
+            assert PAGE.encode() in read_all(sock)
+        assert line(log, 2) == "203.0.113.9 4000"
+        with client.connect() as sock:
+            sock.sendall(b"PROXY UNKNOWN\r\nGET /page HTTP/1.0\r\n\r\n")
+            assert PAGE.encode() in read_all(sock)
+        assert line(log, 3).startswith("127.0.0.1 ")
+
+    def test_without_a_header_it_is_the_address_that_the_client_sees(
+        self, programs: Programs, nginx: tuple[int, Path], tmp_path: Path
+    ) -> None:
+        port, log = nginx
+        path = tmp_path / "in.sock"
+        allow = ("--allow", f"127.0.0.1:{port}")
+        server = programs.server(port, "--workers", 1, "--send-proxy", "v2", *allow)
+        client = programs.client(
+            server, "--workers", 1, "--forward", f"unix:{path}:127.0.0.1:{port}"
+        )
+        url = f"http://127.0.0.1:{client.port}/page"
+        assert fetch(url, "--interface", "127.0.0.3") == PAGE
+        assert re.fullmatch(r"127\.0\.0\.3 \d+", line(log, 1))
+        # A target that the client has chosen gets no header, and this one misses it.
+        with pytest.raises(pytest.fail.Exception):
+            fetch("http://localhost/page", "--unix-socket", str(path))
+
+    def test_in_front_of_the_proxy(self, programs: Programs, echo_target: Target[int]) -> None:
+        server = programs.server(1, "--workers", 1, "--allow", f"127.0.0.1:{echo_target.port}")
+        client = programs.proxy(server, "--accept-proxy")
+        with client.connect() as sock:
+            request = f"CONNECT 127.0.0.1:{echo_target.port} HTTP/1.1\r\n\r\n".encode()
+            sock.sendall(b"PROXY TCP4 203.0.113.9 127.0.0.1 4000 80\r\n" + request + b"hello")
+            sock.shutdown(socket.SHUT_WR)
+            assert read_all(sock).endswith(b"\r\n\r\nhello")
+        with client.connect() as sock:
+            sock.sendall(
+                b"PROXY TCP4 203.0.113.9 127.0.0.1 4000 80\r\nCONNECT a:1 HTTP/1.1\r\n\r\n"
+            )
+            assert read_all(sock).startswith(b"HTTP/1.1 403 ")
+        client.wait_for(r"connection from 203\.0\.113\.9:4000 to a:1 refused")
+
+
+def fetch(url: str, *options: str) -> str:
+    return run(tool("curl"), "-sSf", "-m", WAIT, *options, url)
+
+
+def line(log: Path, number: int) -> str:
+    """The address of the request of this number, from 1, which is logged after its answer."""
+    lines = eventually(lambda: log.read_text().splitlines()[number - 1 :], "nginx logs a request")
+    return lines[0]
 
 
 PAGE = "<p>a page</p>"

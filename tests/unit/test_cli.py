@@ -318,7 +318,7 @@ def test_help_has_every_setting_by_group_with_default_and_environment(
         option = settings.option_name(field.name)
         shown = f"{option} {field.setting.metavar or '[' + '|'.join(field.choices) + ']'}"
         if field.type is bool:
-            shown = f"{option}, --no-{field.name}"
+            shown = f"{option}, --no-{option.removeprefix('--')}"
         assert f"{shown} " in section
         text = section.partition(f"{shown} ")[2].partition(" --")[0]
         for part in (

@@ -99,6 +99,7 @@ def test_upper_ends_are_lowered_until_they_fit() -> None:
 SERVER_FILE = """
 listen = ["127.0.0.1:1", "[::1]:2"]
 target = "example.com:80"
+send_proxy = "v2"
 allow = ["*.example.com:443", "10.0.0.0/8:*"]
 workers = 3
 key_file = "/etc/fastmtcp.key"
@@ -113,6 +114,7 @@ CLIENT_FILE = """
 listen = "127.0.0.1:1"
 forward = ["8080:web:80", "unix:/run/web.sock:web:80"]
 proxy = "127.0.0.1:1080"
+accept_proxy = true
 proxy_login_file = "/etc/proxy.login"
 target = "example.com:80"
 server = ["a:1", "b:2"]
@@ -183,7 +185,7 @@ def test_overrides_may_be_ready_values() -> None:
             ServerConfig,
             "zzz = 1",
             "zzz: unknown key; the keys are allow, connect_timeout, control, drain_timeout, "
-            "key_file, listen, log_format, log_level, session_timeout, target, workers",
+            "key_file, listen, log_format, log_level, send_proxy, session_timeout, target, workers",
         ),
         (
             ServerConfig,

@@ -75,14 +75,14 @@ def test_what_came_twice_is_passed_on_once() -> None:
 
 def test_a_lost_open_and_a_lost_fin_are_repeated() -> None:
     pair = Pair()
-    mine = pair.client.open(pair.now, "target:80")
+    mine = pair.client.open(pair.now, "target:80", "192.0.2.1:4000")
     mine.write(b"abc")
     mine.finish()
     pull(pair.client, 0, pair.now)
     pair.detach(0)
     pair.exchange()
     (theirs,) = pair.server.opened
-    assert theirs.target == "target:80"
+    assert (theirs.target, theirs.source) == ("target:80", "192.0.2.1:4000")
     assert pair.take(theirs) == b"abc"
     assert theirs.at_end
     pair.detach(1)
