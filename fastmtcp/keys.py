@@ -71,8 +71,8 @@ def read_private(path: str | os.PathLike[str], kind: str, remedy: str) -> tuple[
     """`kind` with the name of a file, for messages, and what the file holds, up to a byte more
     than 4 KiB.
 
-    Refuses, with ConfigError, a file that is missing or not a regular one (then `remedy` is what
-    to do), or that anybody but its owner has access to.
+    Refuses, with ConfigError, a file that is missing (then `remedy` is what to do), that is not a
+    regular file, or that anybody but its owner has access to.
     """
     name = f"{kind} {_shown(path)}"
     try:
@@ -86,7 +86,7 @@ def read_private(path: str | os.PathLike[str], kind: str, remedy: str) -> tuple[
         # Checked on the open descriptor: the name may point elsewhere a moment later.
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{name} is not a regular file; {remedy}")
+            raise ConfigError(f"{name} is not a regular file; name one")
         if status.st_mode & 0o077:
             raise ConfigError(
                 f"{name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "

@@ -182,9 +182,13 @@ class _View:
 
     def _stream(self, of: Stream, target: str) -> status.StreamStatus:
         shot = snapshot.stream(of, self._now)
+        application = of.user.address() if isinstance(of.user, Relay) else ""
+        if self._session.opener and of.source:
+            # Also while it waits for its target, and behind a load balancer.
+            application = of.source
         return status.StreamStatus(
             id=shot.stream_id,
-            application=of.user.address() if isinstance(of.user, Relay) else "",
+            application=application,
             target=shot.target or target,
             state=shot.state,
             age=shot.age,
