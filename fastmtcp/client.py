@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from fastmtcp.arrivals import Arrival, Arrivals
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config import ClientConfig
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
@@ -25,7 +26,6 @@ from fastmtcp.io.tcp import tune
 from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
 from fastmtcp.proxy_requests import ProxyRequest
-from fastmtcp.reception import Arrival, Reception
 from fastmtcp.status import Observed
 from fastmtcp.ways_in import WayIn
 
@@ -74,9 +74,9 @@ class ClientWorker:
         self._current = self._new_session()
         self._local = local_addresses()
         self._egress.refresh(self._local)
-        self._reception = Reception(loop, login, config.accept_proxy, self._on_arrival)
+        self._arrivals = Arrivals(loop, login, config.accept_proxy, self._on_arrival)
         self._listeners = [
-            Listener(loop, sock, partial(self._reception.accept, way)) for way, sock in ways_in
+            Listener(loop, sock, partial(self._arrivals.accept, way)) for way, sock in ways_in
         ]
         loop.call_later(_TICK, self._tick)
 
@@ -86,10 +86,30 @@ class ClientWorker:
         if self._drained is None:
             for listener in self._listeners:
                 listener.close()
-            self._reception.close()
+            self._arrivals.close()
             self._drained = done
         self._loop.call_later(timeout, self._finish)
         self._check_drained()
+
+    def open(self, target: str = "", source: str = "") -> tuple[ClientSession, Stream]:
+        """Open a stream of the application at `source`; empty `target` is the server's own.
+
+        Raises:
+            LocalError: too many streams, or the session has just ended.
+        """
+        current = self._current
+        current.pool.nudge()
+        return current, current.session.open(self._loop.now, target, source)
+
+    def join(self, session: ClientSession, stream: Stream, sock: socket.socket) -> None:
+        """Make an application's socket the end of a stream."""
+        tune(sock)
+        session.driver.add_relay(sock, stream)
+        if stream.send.next < 0 and not stream.send.backlog:
+            if not self._quiet:
+                self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
+            self._quiet.append(stream)
+        session.driver.progress()
 
     @property
     def streams(self) -> int:
@@ -102,31 +122,24 @@ class ClientWorker:
     # --- applications -------------------------------------------------------------------------
 
     def _on_arrival(self, arrival: Arrival) -> None:
-        current = self._current
-        current.pool.nudge()
-        down_since = current.down_since
+        down_since = self._current.down_since
         if down_since is not None and self._loop.now - down_since > self._config.connect_timeout:
             log.debug("%s reset: no server", arrival)
-            self._reception.turn_away(arrival, ResetCode.UNREACHABLE)
+            self._current.pool.nudge()
+            self._arrivals.turn_away(arrival, ResetCode.UNREACHABLE)
             return
         try:
-            stream = current.session.open(self._loop.now, arrival.target, arrival.peer)
+            session, stream = self.open(arrival.target, arrival.peer)
         except LocalError as error:
             log.warning("%s reset: %s", arrival, error)
-            self._reception.turn_away(arrival, ResetCode.OVERLOADED)
+            self._arrivals.turn_away(arrival, ResetCode.OVERLOADED)
             return
-        tune(arrival.sock)
         if arrival.early:
             stream.write(arrival.early)
-        if arrival.request is not None:
-            self._answer_later(current, arrival, arrival.request, stream)
-            return
-        current.driver.add_relay(arrival.sock, stream)
-        if stream.send.next < 0 and not stream.send.backlog:
-            if not self._quiet:
-                self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
-            self._quiet.append(stream)
-        current.driver.progress()
+        if arrival.request is None:
+            self.join(session, stream, arrival.sock)
+        else:
+            self._answer_later(session, arrival, arrival.request, stream)
 
     def _answer_later(
         self, session: ClientSession, arrival: Arrival, request: ProxyRequest, stream: Stream
@@ -136,11 +149,11 @@ class ClientWorker:
         def connected() -> None:
             with contextlib.suppress(OSError):  # the relay finds out
                 arrival.sock.send(request.connected())
-            session.driver.add_relay(arrival.sock, stream)
+            self.join(session, stream, arrival.sock)
 
         def refused(code: ResetCode) -> None:
             log.warning("%s refused: %s", arrival, code.explanation)
-            self._reception.turn_away(arrival, code)
+            self._arrivals.turn_away(arrival, code)
 
         Waiting(self._loop, arrival.sock, stream, connected, refused)
         stream.announce()

@@ -55,26 +55,26 @@ def load(path: str | os.PathLike[str]) -> bytes:
     Refuses, with ConfigError, a file that is missing, that is not a regular file, that anybody
     but its owner has access to, or that holds anything but one key.
     """
-    name, content = read_private(
-        path, "key file", f"make one with `fastmtcp keygen {_quoted(path)}`"
-    )
+    remedy = f"make one with `fastmtcp keygen {_quoted(path)}`"
+    content = read_private(path, "key file", _MAX_FILE, remedy)
     match = _KEY_TEXT.fullmatch(content)
     if match is None or len(content) > _MAX_FILE:
         raise ConfigError(
-            f"{name} does not hold 64 hexadecimal digits and nothing else; "
+            f"key file {_shown(path)} does not hold 64 hexadecimal digits and nothing else; "
             "make a new one with `fastmtcp keygen FILE`"
         )
     return bytes.fromhex(match[1].decode("ascii"))
 
 
-def read_private(path: str | os.PathLike[str], kind: str, remedy: str) -> tuple[str, bytes]:
-    """`kind` with the name of a file, for messages, and what the file holds, up to a byte more
-    than 4 KiB.
+def read_private(
+    path: str | os.PathLike[str], what: str, limit: int, remedy: str = "name another file"
+) -> bytes:
+    """The content of a file that only its owner has access to; no more than `limit` + 1 bytes.
 
-    Refuses, with ConfigError, a file that is missing (then `remedy` is what to do), that is not a
-    regular file, or that anybody but its owner has access to.
+    Raises ConfigError, in which `what` is the kind of file and `remedy` what to do if there is
+    none.
     """
-    name = f"{kind} {_shown(path)}"
+    name = f"{what} {_shown(path)}"
     try:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -86,18 +86,18 @@ def read_private(path: str | os.PathLike[str], kind: str, remedy: str) -> tuple[
         # Checked on the open descriptor: the name may point elsewhere a moment later.
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{name} is not a regular file; name one")
+            raise ConfigError(f"{name} is not a regular file; name another one")
         if status.st_mode & 0o077:
             raise ConfigError(
                 f"{name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
                 f"close it with `chmod 600 {_quoted(path)}`"
             )
-        content = os.read(fd, _MAX_FILE + 1)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {_reason(error)}") from None
     finally:
         os.close(fd)
-    return name, content
 
 
 def redact(text: str) -> str:

@@ -13,6 +13,7 @@ from fastmtcp.errors import ConfigError
 
 _MAX = 255
 """Bytes of a user name or password (RFC 1929)."""
+_MAX_FILE = 4096
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -37,8 +38,9 @@ def _digest(text: bytes) -> bytes:
 def load(path: str | os.PathLike[str]) -> Login:
     """Read a file with USER:PASSWORD in one line. Raises ConfigError as fastmtcp.keys.load, or
     if there is something else in it; nothing of it is repeated."""
-    name, content = keys.read_private(path, "login file", "write USER:PASSWORD to it")
+    content = keys.read_private(path, "login file", _MAX_FILE, "write USER:PASSWORD to it")
     user, colon, password = content.removesuffix(b"\n").removesuffix(b"\r").partition(b":")
+    name = f"login file {keys.redact(str(path))}"
     text = user + password
     if not colon or not user or not password or any(byte < 32 or byte == 127 for byte in text):
         raise ConfigError(f"{name} does not hold USER:PASSWORD in one line and nothing else")

@@ -350,44 +350,47 @@ class PortHolder:
     """
 
     def __init__(self, places: Sequence[Place]) -> None:
-        """Raises StartError: in use, not ours, no such address, no permission."""
+        """Unix sockets come last. Raises StartError: in use, not ours, no such address, no
+        permission."""
         self.names: list[str] = []
-        self._held: list[list[Address] | UnixListener] = []
+        self.owners: list[int] = []
+        """For each socket the index of its place."""
+        self._addresses: list[Address] = []
         self._holders: list[socket.socket] = []
+        self._unix: list[UnixListener] = []
         try:
-            for place in places:
+            for number, place in enumerate(places):
                 if isinstance(place, UnixPath):
-                    self._held.append(UnixListener(place.path))
+                    self._unix.append(UnixListener(place.path))
                     self.names.append(str(place))
-                    continue
-                claims = [self._claim(place, address) for address in addresses(place)]
-                self._held.append([address for address in claims if address is not None])
+                else:
+                    for address in addresses(place):
+                        self._claim(place, address)
+                self.owners += [number] * (len(self.names) - len(self.owners))
         except StartError:
             self.close()
             raise
 
     @property
     def first_port(self) -> int:
-        ports = (held[0][1][1] for held in self._held if isinstance(held, list) and held)
-        return next(ports, 0)
+        return self._addresses[0][1][1] if self._addresses else 0
 
-    def bind_all(self) -> list[list[socket.socket]]:
-        """Bound sockets for one worker, by place. Raises StartError."""
-        result: list[list[socket.socket]] = []
-        for held in self._held:
-            if isinstance(held, UnixListener):
-                result.append([held.sock])  # the same for all workers
-            else:
-                result.append([_bind_shared(address) for address in held])
-        return result
+    def bind_all(self) -> list[socket.socket]:
+        """Bound sockets for one worker; unix sockets are the same for all. Raises StartError."""
+        result = []
+        for address in self._addresses:
+            try:
+                result.append(bind(address, shared=True))
+            except OSError as error:
+                raise _cannot_listen(_name(address), error) from None
+        return result + [listener.sock for listener in self._unix]
 
     def close(self) -> None:
         """Remove the files of unix sockets. The supervisor's sockets end with its process."""
-        for held in self._held:
-            if isinstance(held, UnixListener):
-                held.close()
+        for listener in self._unix:
+            listener.close()
 
-    def _claim(self, endpoint: Endpoint, address: Address) -> Address | None:
+    def _claim(self, endpoint: Endpoint, address: Address) -> None:
         family, where = address
         try:
             probe = bind(address, shared=False)
@@ -400,11 +403,11 @@ class PortHolder:
             holder = bind((family, where), shared=True)
         except OSError as error:
             if endpoint.is_wildcard and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                return None  # a machine without IPv6
+                return  # a machine without IPv6
             raise _cannot_listen(str(endpoint), error) from None
         self._holders.append(holder)
+        self._addresses.append((family, where))
         self.names.append(_name((family, where)))
-        return family, where
 
 
 def run_server(config: ServerConfig) -> int:
@@ -416,8 +419,7 @@ def run_server(config: ServerConfig) -> int:
     def make(index: int) -> RoleFactory:
         def factory(loop: Loop, _channel: Channel) -> Role:
             handoff = WorkerHandoff(loop, inboxes, index)
-            sockets = [sock for group in ports.bind_all() for sock in group]
-            worker = ServerWorker(loop, config, key, index, sockets, handoff)
+            worker = ServerWorker(loop, config, key, index, ports.bind_all(), handoff)
             handoff.on_handoff = worker.on_handoff
             return worker
 
@@ -430,7 +432,7 @@ def run_client(config: ClientConfig) -> int:
     """Run `fastmtcp-client`; returns its exit code."""
     key = keys.load(config.key_file) if config.key_file else NO_KEY
     login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
-    ways = config.ways_in
+    ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = PortHolder([way.place for way in ways])
 
     def make(_index: int) -> RoleFactory:
@@ -438,8 +440,8 @@ def run_client(config: ClientConfig) -> int:
             def on_pool(up: int, wanted: int, trouble: str) -> None:
                 channel.send(PoolState(up, wanted, trouble))
 
-            sockets = zip(ways, ports.bind_all(), strict=True)
-            ways_in = [(way, sock) for way, group in sockets for sock in group]
+            sockets = zip(ports.owners, ports.bind_all(), strict=True)
+            ways_in = [(ways[owner], sock) for owner, sock in sockets]
             return ClientWorker(loop, config, key, ways_in, on_pool, login=login)
 
         return factory
@@ -455,13 +457,6 @@ def _run(name: str, config: Config, ports: PortHolder, make: MakeRole) -> int:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return Supervisor(name, config, ports, make).run()
-
-
-def _bind_shared(address: Address) -> socket.socket:
-    try:
-        return bind(address, shared=True)
-    except OSError as error:
-        raise _cannot_listen(_name(address), error) from None
 
 
 def _cannot_listen(where: str, error: OSError) -> StartError:

@@ -45,10 +45,9 @@ OFFSETS = st.one_of(
     st.integers(0, 20), st.integers(-5, 5000), st.sampled_from([-(2**63), 2**63, 2**64 - 1])
 )
 BYTES = st.binary(max_size=40)
+TEXTS = st.sampled_from(["", "a:1"]) | st.text(max_size=30)
 FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
-    st.tuples(
-        st.builds(Open, STREAMS, OFFSETS, st.booleans(), st.sampled_from(["", "a:1"])), BYTES
-    ),
+    st.tuples(st.builds(Open, STREAMS, OFFSETS, st.booleans(), TEXTS, TEXTS), BYTES),
     st.tuples(st.builds(Data, STREAMS, OFFSETS, st.booleans()), BYTES),
     st.tuples(st.builds(Data, st.integers(0, 4), st.integers(0, 60), st.booleans()), BYTES),
     st.tuples(st.builds(Ack, STREAMS, OFFSETS, OFFSETS), st.just(b"")),

@@ -42,7 +42,7 @@ class Arrival(msgspec.Struct):
         return f"connection from {self.peer or 'a unix socket'}{to}"
 
 
-class Reception:
+class Arrivals:
     """Calls `on_arrival` for each application that is ready; its socket is not blocking."""
 
     def __init__(
