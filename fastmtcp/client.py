@@ -101,10 +101,16 @@ class ClientWorker:
         current.pool.nudge()
         return current, current.session.open(self._loop.now, target, source)
 
-    def join(self, session: ClientSession, stream: Stream, sock: socket.socket) -> None:
-        """Make an application's socket the end of a stream."""
+    def join(
+        self,
+        session: ClientSession,
+        stream: Stream,
+        sock: socket.socket,
+        budget: int | None = None,
+    ) -> None:
+        """Make an application's socket the end of a stream; `budget` is as in Relay."""
         tune(sock)
-        session.driver.add_relay(sock, stream)
+        session.driver.add_relay(sock, stream, budget)
         if stream.send.next < 0 and not stream.send.backlog:
             if not self._quiet:
                 self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
@@ -149,7 +155,7 @@ class ClientWorker:
         def connected() -> None:
             with contextlib.suppress(OSError):  # the relay finds out
                 arrival.sock.send(request.connected())
-            self.join(session, stream, arrival.sock)
+            self.join(session, stream, arrival.sock, request.budget)
 
         def refused(code: ResetCode) -> None:
             log.warning("%s refused: %s", arrival, code.explanation)

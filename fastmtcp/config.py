@@ -220,8 +220,8 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         Setting(
             LISTENING,
             "Where to accept applications that say themselves where to go, as they say it to a "
-            "SOCKS5 or an HTTP proxy (CONNECT): both on one port. The server must allow the "
-            "target. Anything but loopback needs a login.",
+            "SOCKS5 or an HTTP proxy: both on one port. The server must allow the target. "
+            "Anything but loopback needs a login.",
             metavar="HOST:PORT",
             default_text="none",
         ),

@@ -1,5 +1,6 @@
 """What an application says to us as a proxy, and what it is told: SOCKS5 (RFC 1928, 1929) and HTTP
-CONNECT (RFC 9110, 9.3.6) on one port. Sans-IO, as fastmtcp.proxy_protocol, which is the other side.
+(CONNECT, RFC 9110, 9.3.6; and http:// in absolute form, RFC 9112, 3.2.2) on one port. Sans-IO, as
+fastmtcp.proxy_protocol, which is the other side.
 
 The answer waits until it is known whether the target is connected: connected() and refused() have
 its bytes. Names are not looked up here: the server does it.
@@ -40,12 +41,16 @@ _HTTP_STATUS = {
 }
 _HTTP_OTHERWISE = "503 Service Unavailable"
 
-_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/1\.[0-9]")
+_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/(1\.[0-9])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-_CONNECT_ONLY = (
-    "this proxy has CONNECT only, which is for https://; for http:// use it as a SOCKS5 proxy, or "
-    "curl --proxytunnel"
+_ABSOLUTE = re.compile(r"http://([^/?#]+)([/?][^#]*)?", re.IGNORECASE)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_HOP_BY_HOP = frozenset(
+    ("connection", "host", "keep-alive", "proxy-authorization", "proxy-connection", "te", "upgrade")
 )
+"""Fields that are for us, and Host, which is made anew of the target (RFC 9110, 7.6.1)."""
+_ONLY = "this is a proxy: write CONNECT HOST:PORT, or the whole of http://HOST/"
+_LENGTH_ONLY = "this proxy takes a body with one Content-Length only"
 
 
 class RequestError(PeerError):
@@ -68,6 +73,10 @@ class Request(Protocol):
     @property
     def rest(self) -> bytes:
         """Bytes behind the request: the first of the stream."""
+
+    @property
+    def budget(self) -> int | None:
+        """How many bytes of the application belong to the stream, behind `rest`; None is all."""
 
     def connected(self) -> bytes:
         """The answer when the target is connected."""
@@ -95,6 +104,10 @@ class ProxyRequest:
     def rest(self) -> bytes:
         return self._request.rest if self._request is not None else b""
 
+    @property
+    def budget(self) -> int | None:
+        return self._request.budget if self._request is not None else None
+
     def start(self) -> bytes:
         return b""
 
@@ -118,6 +131,8 @@ class ProxyRequest:
 
 class SocksRequest:
     """SOCKS5: CONNECT, without a login or with user name and password."""
+
+    budget: int | None = None
 
     def __init__(self, login: Login | None) -> None:
         self.target: Endpoint | None = None
@@ -208,12 +223,18 @@ class SocksRequest:
 
 
 class HttpRequest:
-    """HTTP CONNECT, without a login or with Basic authentication (RFC 7617)."""
+    """HTTP, without a login or with Basic authentication (RFC 7617).
+
+    CONNECT makes a tunnel. Any other request is passed on in the form that a server wants, one for
+    each connection: a second one may be for another server, and must not reach this one.
+    """
 
     def __init__(self, login: Login | None) -> None:
         self.target: Endpoint | None = None
+        self.budget: int | None = None
         self._login = login
         self._buffer = bytearray()
+        self._tunnel = True
 
     def feed(self, data: bytes) -> bytes:
         self._buffer += data
@@ -234,7 +255,8 @@ class HttpRequest:
         return bytes(self._buffer)
 
     def connected(self) -> bytes:
-        return b"HTTP/1.1 200 Connection established\r\n\r\n"
+        # Without a tunnel the server's own answer is the answer.
+        return b"HTTP/1.1 200 Connection established\r\n\r\n" if self._tunnel else b""
 
     def refused(self, code: ResetCode) -> bytes:
         return _http_answer(_HTTP_STATUS.get(code, _HTTP_OTHERWISE), code.explanation)
@@ -242,16 +264,53 @@ class HttpRequest:
     def _read(self, lines: list[str]) -> Endpoint:
         first, *rest = (line.removesuffix("\r") for line in lines)
         request = _REQUEST_LINE.fullmatch(first)
-        fields = [_FIELD.fullmatch(line) for line in rest]
-        if request is None or None in fields:
+        matches = [_FIELD.fullmatch(line) for line in rest]
+        fields = [(match[1], match[2].rstrip()) for match in matches if match is not None]
+        if request is None or len(fields) < len(rest):
             text = "this is no HTTP request"
             raise RequestError("it does not speak HTTP", _http_answer("400 Bad Request", text))
-        self._check_login([f[2] for f in fields if f and f[1].lower() == "proxy-authorization"])
-        if request[1] != "CONNECT":
-            answer = _http_answer("405 Method Not Allowed", _CONNECT_ONLY, "Allow: CONNECT")
-            raise RequestError("it wants something else than CONNECT", answer)
-        text = "CONNECT needs HOST:PORT"
-        return _target(request[2], _http_answer("400 Bad Request", text))
+        self._check_login(_values(fields, "proxy-authorization"))
+        if request[1] == "CONNECT":
+            text = "CONNECT needs HOST:PORT"
+            return _target(request[2], _http_answer("400 Bad Request", text))
+        self._tunnel = False
+        method, url, version = request[1], request[2], request[3]
+        return self._rewrite(method, url, version, fields)
+
+    def _rewrite(
+        self, method: str, url: str, version: str, fields: list[tuple[str, str]]
+    ) -> Endpoint:
+        """Put the request, in the form for the server, in front of what came of its body."""
+        absolute = _ABSOLUTE.fullmatch(url)
+        if absolute is None:
+            answer = _http_answer("400 Bad Request", _ONLY)
+            raise RequestError("it is no request to a proxy", answer)
+        authority, path = absolute[1], absolute[2] or ""
+        if not path.startswith("/"):
+            path = "*" if method == "OPTIONS" and not path else f"/{path}"
+        target = _target(authority, _http_answer("400 Bad Request", _ONLY), default_port=80)
+        lengths = _values(fields, "content-length")
+        if _values(fields, "transfer-encoding") or len(lengths) > 1:
+            answer = _http_answer("411 Length Required", _LENGTH_ONLY)
+            raise RequestError("it has a body of unknown length", answer)
+        if lengths and not _LENGTH.fullmatch(lengths[0]):
+            answer = _http_answer("400 Bad Request", _LENGTH_ONLY)
+            raise RequestError("it has a body of unknown length", answer)
+        named = ",".join(_values(fields, "connection")).lower().split(",")
+        dropped = _HOP_BY_HOP.union(name.strip() for name in named) - {"content-length"}
+        head = [
+            f"{method} {path} HTTP/{version}",
+            f"Host: {authority}",
+            *(f"{name}: {value}" for name, value in fields if name.lower() not in dropped),
+            f"Via: {version} fastmtcp",
+            "Connection: close",
+        ]
+        size = int(lengths[0]) if lengths else 0
+        # What is behind the body is dropped here, and in the relay ends what the server gets.
+        body = bytes(self._buffer[:size])
+        self.budget = size - len(body)
+        self._buffer[:] = "".join(f"{line}\r\n" for line in [*head, ""]).encode("latin-1") + body
+        return target
 
     def _check_login(self, values: list[str]) -> None:
         if self._login is None:
@@ -281,6 +340,10 @@ def _http_answer(status: str, text: str, *fields: str) -> bytes:
     return "".join(f"{line}\r\n" for line in [*head, ""]).encode() + body.encode()
 
 
+def _values(fields: list[tuple[str, str]], wanted: str) -> list[str]:
+    return [value for name, value in fields if name.lower() == wanted]
+
+
 def _basic(value: str) -> bytes:
     scheme, _, encoded = value.strip().partition(" ")
     if scheme.lower() != "basic":
@@ -291,9 +354,9 @@ def _basic(value: str) -> bytes:
         return b""
 
 
-def _target(text: str, answer: bytes) -> Endpoint:
+def _target(text: str, answer: bytes, default_port: int | None = None) -> Endpoint:
     try:
-        target = Endpoint.parse(text)
+        target = Endpoint.parse(text, default_port=default_port)
     except ConfigError:
         raise RequestError("it names no host and port", answer) from None
     if target.host == ANY_HOST or not target.port:

@@ -26,6 +26,7 @@ _MIN_ROOM = 16 * KIB
 smallest window, so there is always either this much room, or credit on its way."""
 
 _MAX_VIEWS = 64
+_MAX_DISCARDS = 16
 
 
 class Relay:
@@ -33,6 +34,7 @@ class Relay:
 
     __slots__ = (
         "_broken",
+        "_budget",
         "_fd",
         "_loop",
         "_on_close",
@@ -56,15 +58,18 @@ class Relay:
         stream: Stream,
         progress: Callable[[], None],
         on_close: Callable[[Relay], None],
+        budget: int | None = None,
     ) -> None:
         """`progress` lets the session send and update what it touched; `on_close` is called
-        once, when the socket has been closed."""
+        once, when the socket has been closed. `budget` is how many bytes of the application the
+        stream takes; one more ends it. None is without limit."""
         self._loop = loop
         self._pool = pool
         self._sock = sock
         self._fd = sock.fileno()
         self._progress = progress
         self._on_close = on_close
+        self._budget = budget
         self.stream = stream
         self._readable = True
         self._writable = True
@@ -95,9 +100,11 @@ class Relay:
             self._pass_end()
         if self._readable and not self.read_done:
             self._read()
+        elif self._readable and self._budget is not None:
+            self._discard()
         if self._broken:
             self._look_for_reset()
-        if self.read_done and self.write_done:
+        if self.read_done and self.write_done and not self.closed:
             self._close()
 
     def address(self) -> str:
@@ -149,7 +156,31 @@ class Relay:
             return
         if count < len(space) and not self._rdhup:
             self._readable = False
+        if self._budget is not None:
+            if count > self._budget:
+                self._end_of_budget(self._budget)
+                return
+            self._budget -= count
         stream.write(self._pool.commit(count))
+
+    def _discard(self) -> None:
+        """What comes behind the budget: unread, it would turn the close into a reset, which
+        destroys what the application has not read yet."""
+        try:
+            for _ in range(_MAX_DISCARDS):
+                if not self._sock.recv_into(self._pool.reserve()):
+                    self._readable = False
+                    return
+        except BlockingIOError:
+            self._readable = False
+        except OSError as error:
+            self._fail(error)
+
+    def _end_of_budget(self, count: int) -> None:
+        if count:
+            self.stream.write(self._pool.commit(count))
+        self.read_done = True
+        self.stream.finish()
 
     def _look_for_reset(self) -> None:
         """A reset shows at the next recv(), behind the bytes that came before it. But after a FIN,

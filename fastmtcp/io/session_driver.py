@@ -80,9 +80,11 @@ class SessionDriver:
         self.progress()
         return subflow_socket
 
-    def add_relay(self, sock: socket.socket, stream: Stream) -> Relay:
-        """Connect an application's socket with a stream."""
-        relay = Relay(self.loop, self.pool, sock, stream, self.progress, self.relays.discard)
+    def add_relay(self, sock: socket.socket, stream: Stream, budget: int | None = None) -> Relay:
+        """Connect an application's socket with a stream; `budget` is as in Relay."""
+        relay = Relay(
+            self.loop, self.pool, sock, stream, self.progress, self.relays.discard, budget
+        )
         self.relays.add(relay)
         relay.update()
         return relay

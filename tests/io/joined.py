@@ -94,12 +94,12 @@ class Joined:
         self._next_subflow += 1
         return self.server.attach(far, number), self.client.attach(near, number)
 
-    def application(self) -> tuple[socket.socket, Relay]:
+    def application(self, budget: int | None = None) -> tuple[socket.socket, Relay]:
         """Connect an application to the client; its target comes with target()."""
         ours, theirs = tcp_pair()
         self._sockets.append(ours)
         stream = self.client.session.open(self.loop.now)
-        relay = self.client.driver.add_relay(theirs, stream)
+        relay = self.client.driver.add_relay(theirs, stream, budget)
         stream.announce()
         self.client.driver.progress()
         return ours, relay

@@ -232,3 +232,27 @@ def test_streams_that_end_leave_nothing_behind() -> None:
         joined.until(joined.is_empty)
         assert joined.client.session.pool.free == Limits().window_pool
         assert joined.server.session.pool.free == Limits().window_pool
+
+
+@pytest.mark.parametrize("pieces", [[b"hello"], [b"he", b"llo"], [b"he", b"llo, and more"]])
+def test_what_an_application_sends_beyond_its_budget_ends_its_stream(pieces: list[bytes]) -> None:
+    with Joined() as joined:
+        application, relay = joined.application(budget=5)
+        target = joined.target()
+        for piece in pieces:
+            application.sendall(piece)
+        got = Background(read_exactly, target, 5)
+        joined.run(got)
+        assert got.result() == b"hello"
+        assert len(b"".join(pieces)) > 5 or not relay.read_done
+        application.sendall(b"!")
+        ended = Background(target.recv, 1)
+        joined.run(ended)
+        assert ended.result() == b""
+        # The other direction goes on.
+        target.sendall(b"the answer")
+        target.close()
+        answer = Background(read_exactly, application, 10)
+        joined.run(answer)
+        assert answer.result() == b"the answer"
+        joined.until(lambda: relay.closed)

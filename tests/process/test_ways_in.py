@@ -13,11 +13,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.io.net import WAIT, abort, read_all, read_exactly, refusing_port, silent_port
+from tests.io.net import WAIT, abort, data, read_all, read_exactly, refusing_port, silent_port
 from tests.process.programs import Program, Programs, eventually, open_files
 from tests.process.targets import Target, ask_for_exchange, round_trip
 from tests.process.test_real_programs import free_port, run, running, tool
@@ -172,11 +173,36 @@ class TestProxy:
                 where = r"connection from 127\.0\.0\.1:\d+ to " + re.escape(target)
                 client.wait_for(f"{where} refused: {why}", 2)
 
-    def test_what_needs_no_connect_is_told_what_to_do(self, programs: Programs) -> None:
-        client = programs.proxy(programs.server(1, "--workers", 1))
-        result = curl(client, ("--proxy", "http://PROXY", "-i"), "http://example.com/")
-        assert "HTTP/1.1 405 " in result.stdout
-        assert "SOCKS5" in result.stdout
+    def test_curl_with_requests_in_absolute_form(
+        self, programs: Programs, echo_target: Target[int]
+    ) -> None:
+        pages = [Target(partial(http, name)) for name in ("one", "two")]
+        try:
+            rules = [f"--allow=127.0.0.1:{page.port}" for page in pages]
+            client = programs.proxy(programs.server(1, "--workers", 1, *rules))
+            one, two = (f"http://localhost:{page.port}" for page in pages)
+            # curl would use one connection for all of them.
+            result = curl(client, ("--proxy", "http://PROXY", f"{one}/a?b", f"{two}/c"), f"{one}/d")
+            assert result.stdout == "one GET /a?b 0\ntwo GET /c 0\none GET /d 0\n"
+            big = programs.folder / "big"
+            big.write_bytes(data(3_000_000))
+            options = ("--proxy", "http://PROXY", "--data-binary", f"@{big}", "-H", "Expect:")
+            assert curl(client, options, f"{two}/up").stdout == "two POST /up 3000000\n"
+            # One that answers and leaves the connection open gets nothing that is for another.
+            with client.connect() as sock:
+                sock.sendall(f"GET {one}/keep HTTP/1.1\r\n\r\n".encode())
+                assert read_exactly(sock, 15) == b"HTTP/1.1 200 OK"
+                sock.sendall(f"GET {two}/secret HTTP/1.1\r\n\r\n".encode())
+                assert b"one GET /keep" in read_all(sock)
+            assert sum("secret" in work.result() for page in pages for work in page.works) == 0
+            result = curl(client, ("--proxy", "http://PROXY", "-i"), "http://127.0.0.1:9/")
+            assert result.stdout.startswith("HTTP/1.1 403 ")
+            result = curl(client, ("-i",), f"http://127.0.0.1:{client.port}/")
+            assert result.stdout.startswith("HTTP/1.1 400 ")
+            assert "this is a proxy" in result.stdout
+        finally:
+            for page in pages:
+                page.close()
 
     def test_success_is_told_when_the_target_is_connected_and_not_before(
         self, programs: Programs
@@ -381,6 +407,25 @@ def answer(sock: socket.socket) -> None:
     if sock.recv(1 << 16):
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(PAGE)}\r\nConnection: close\r\n\r\n"
         sock.sendall((head + PAGE).encode())
+
+
+def http(name: str, sock: socket.socket) -> str:
+    """Answers one request with what it was, and a path of /keep with the connection left open.
+    Returns all it has read."""
+    heard = b""
+    while b"\r\n\r\n" not in heard:
+        if not (part := sock.recv(1 << 16)):
+            return heard.decode("latin-1")
+        heard += part
+    head, _, body = heard.partition(b"\r\n\r\n")
+    assert b"\r\nConnection: close" in head
+    size = re.search(rb"Content-Length: (\d+)", head)
+    body += read_exactly(sock, int(size[1]) - len(body)) if size else b""
+    text = f"{name} {' '.join(head.decode().split(' ')[:2])} {len(body)}\n"
+    sock.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode())
+    if " /keep " in text:
+        heard += read_all(sock)
+    return heard.decode("latin-1")
 
 
 def login_file(programs: Programs) -> tuple[str, Path]:

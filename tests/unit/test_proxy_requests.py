@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 LOGIN = Login(b"me", "gehe\u00efm:1".encode())
 NAME = b"\x0bexample.com"
 CONNECT = b"CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
+POST = b"POST http://example.com/form HTTP/1.1\r\nHost: example.com\r\n"
 BASIC = base64.b64encode(LOGIN.user + b":" + LOGIN.password)
 STEPS = [1, 2, 7, 100_000]
 
@@ -134,6 +135,54 @@ def test_http(said: bytes, target: str, step: int) -> None:
     assert read(said, step=step) == (target, b"")
 
 
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("line", "target", "sent"),
+    [
+        ("GET http://example.com/a?b HTTP/1.1", "example.com:80", "GET /a?b HTTP/1.1"),
+        ("GET HTTP://Example.com:8080 HTTP/1.1", "example.com:8080", "GET / HTTP/1.1"),
+        ("HEAD http://[::1]?q HTTP/1.0", "[::1]:80", "HEAD /?q HTTP/1.0"),
+        ("OPTIONS http://example.com HTTP/1.1", "example.com:80", "OPTIONS * HTTP/1.1"),
+    ],
+)
+def test_http_in_absolute_form(line: str, target: str, sent: str, step: int) -> None:
+    said = (
+        f"{line}\r\nHost: other.example\r\nAccept: */*\r\nConnection: X-Mine, keep-alive\r\n"
+        "X-Mine: 1\r\nProxy-Connection: keep-alive\r\nUpgrade: h2c\r\nTE: trailers\r\n"
+        "Cookie: \u00fc=1\r\nProxy-Authorization: Basic bWU6cHc=\r\nKeep-Alive: 5\r\n\r\n"
+    ).encode("latin-1")
+    request, answers, error = talk(said, None, step)
+    assert error is None
+    assert (str(request.target), answers, request.budget) == (target, b"", 0)
+    authority = line.split()[1][7:].partition("/")[0].partition("?")[0]
+    version = line[-3:]
+    assert request.rest.decode("latin-1").split("\r\n") == [
+        *(sent, f"Host: {authority}", "Accept: */*", "Cookie: \u00fc=1"),
+        *(f"Via: {version} fastmtcp", "Connection: close", "", ""),
+    ]
+    # The answer is the server's.
+    assert request.connected() == b""
+    check_answer(request.refused(ResetCode.NOT_ALLOWED), 403)
+
+
+@pytest.mark.parametrize("body", [b"", b"a=1", b"a=1&b=22", b"a=1&b=22GET http://evil/ HTTP/1.1"])
+def test_of_a_body_only_what_belongs_to_it_is_passed_on(body: bytes) -> None:
+    # Who names Content-Length a field of this connection does not get rid of it.
+    said = POST + b"Connection: content-length\r\nContent-Length: 8\r\n\r\n"
+    request, _, error = talk(said + body)
+    assert error is None
+    head, _, rest = request.rest.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Length: 8\r\n" in head
+    assert rest == body[:8]
+    assert request.budget == 8 - len(rest)
+
+
+def test_a_tunnel_has_no_end() -> None:
+    for said in (CONNECT, b"\x05\x01\x00\x05\x01\x00\x03" + NAME + b"\x01\xbb"):
+        request, _, _ = talk(said)
+        assert request.budget is None
+
+
 @pytest.mark.parametrize("name", [b"Proxy-Authorization", b"proxy-authorization"])
 @pytest.mark.parametrize("scheme", [b"Basic", b"basic"])
 def test_http_with_a_login(name: bytes, scheme: bytes) -> None:
@@ -147,9 +196,19 @@ def test_http_with_a_login(name: bytes, scheme: bytes) -> None:
 @pytest.mark.parametrize(
     ("said", "status", "words"),
     [
-        (b"GET http://example.com/ HTTP/1.1\r\nHost: x\r\n\r\n", 405, "Allow: CONNECT"),
-        (b"GET http://example.com/ HTTP/1.1\r\nHost: x\r\n\r\n", 405, "SOCKS5"),
-        (b"OPTIONS * HTTP/1.1\r\n\r\n", 405, "CONNECT only"),
+        (b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", 400, "this is a proxy"),
+        (b"GET https://example.com/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http:///x HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://me:pw@example.com/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://example.com:0/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://*/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://example.com/#top HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"OPTIONS * HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", 411, "Content-Length only"),
+        (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 411, "Content-Length only"),
+        (POST + b"Content-Length: 1, 1\r\n\r\n", 400, "Content-Length only"),
+        (POST + b"Content-Length: -1\r\n\r\n", 400, "Content-Length only"),
+        (POST + b"Content-Length: " + b"9" * 19 + b"\r\n\r\n", 400, "Content-Length only"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", 400, "no HTTP request"),
         (b"CONNECT example.com:443\r\n\r\n", 400, "no HTTP request"),
         (b"CONNECT example.com:443 HTTP/2\r\n\r\n", 400, "no HTTP request"),
@@ -241,7 +300,7 @@ OPENERS = st.sampled_from(
         b"\x05\x01\x00",
         b"\x05\x01\x00\x05\x01\x00\x03",
         b"\x05\x01\x02\x01",
-        b"CONNECT ",
+        *(b"CONNECT ", b"GET http://a/ HTTP/1.1\r\n"),
     ]
 )
 
