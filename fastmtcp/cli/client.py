@@ -23,6 +23,7 @@ command = settings_command(
 Examples:
   fastmtcp-client
   fastmtcp-client --server example.com:7700 --connections 2-32 --key-file fastmtcp.key
+  fastmtcp-client --server example.com:7700 --proxy 127.0.0.1:1080 --forward 2222:10.1.0.5:22
   fastmtcp-client --listen '[::1]:7701' --server '[2001:db8::1]:7700' --workers 2""",
 )
 

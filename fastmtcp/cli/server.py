@@ -23,6 +23,7 @@ command = settings_command(
 Examples:
   fastmtcp-server
   fastmtcp-server --listen '*:7700' --target 127.0.0.1:22 --key-file fastmtcp.key
+  fastmtcp-server --listen '*:7700' --allow '*:443' --allow 10.1.0.0/16:22 --key-file fastmtcp.key
   fastmtcp-server --listen '[::1]:7700' --listen 127.0.0.1:7700 --workers 4""",
 )
 

@@ -271,8 +271,9 @@ class TestProxy:
         assert result.returncode == 2
         assert "is not loopback" in result.stderr
         assert "--proxy-login-file FILE" in result.stderr
-        client = programs.start("fastmtcp-client", "--proxy", "*:0", *login_file(programs))
-        client.ready()
+        server = programs.server(1, "--workers", 1)
+        where = ("--proxy", "*:0", "--server", f"127.0.0.1:{server.port}")
+        programs.start("fastmtcp-client", *where, *login_file(programs)).ready()
 
     def test_a_login_file_for_everybody_is_refused(self, programs: Programs) -> None:
         options = login_file(programs)
