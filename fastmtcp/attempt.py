@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 from fastmtcp.auth import ClientHandshake, Membership
+from fastmtcp.credentials import Credentials
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
@@ -14,6 +15,7 @@ from fastmtcp.io.handshakes import ClientSocketHandshake
 from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import tune_subflow
+from fastmtcp.io.tls import Tls
 from fastmtcp.io.tunnel import Tunnel
 from fastmtcp.path import PathSpec
 from fastmtcp.proxy_protocol import conversation
@@ -21,7 +23,7 @@ from fastmtcp.proxy_protocol import conversation
 
 class Attempt:
     """Calls `connected()` once the path leads somewhere; then authenticate() goes on, at once or
-    later. Then `done(sock, handshake)`. At any time instead `failed(error)`, once.
+    later. Then `done(sock, tls, handshake)`. At any time instead `failed(error)`, once.
 
     Neither is called from within the constructor or authenticate(), nor after cancel(). `timeout`
     seconds are for the connection, and as many for the proxy; `patience` seconds for one address.
@@ -33,7 +35,7 @@ class Attempt:
         resolver: Resolver,
         spec: PathSpec,
         connected: Callable[[], None],
-        done: Callable[[socket.socket, ClientHandshake], None],
+        done: Callable[[socket.socket, Tls | None, ClientHandshake], None],
         failed: Callable[[PeerError], None],
         *,
         timeout: float,
@@ -70,7 +72,7 @@ class Attempt:
 
     def authenticate(
         self,
-        key: bytes,
+        credentials: Credentials,
         subflow_id: int,
         join: Membership | None,
         role: Role,
@@ -82,7 +84,7 @@ class Attempt:
         self._step = ClientSocketHandshake(
             self._loop,
             sock,
-            key,
+            credentials.identity,
             subflow_id,
             join,
             self._on_authenticated,
@@ -90,6 +92,8 @@ class Attempt:
             role,
             self._early,
             may_go_on,
+            credentials.tls,
+            self._spec.endpoint.host,
         )
 
     def cancel(self) -> None:
@@ -126,9 +130,11 @@ class Attempt:
             self._close()
             self._fail(PeerError("the peer closed the connection"))
 
-    def _on_authenticated(self, sock: socket.socket, handshake: ClientHandshake) -> None:
+    def _on_authenticated(
+        self, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake
+    ) -> None:
         self._step = None
-        self._done(sock, handshake)
+        self._done(sock, tls, handshake)
 
     def _on_dial_failed(self, error: OSError, _unresolved: bool) -> None:
         text = error.strerror or str(error)

@@ -1,15 +1,18 @@
 """The handshake of a subflow (docs/SPEC.md, section 3). Sans-IO, like the engine.
 
-    client                                server
-    HELLO(versions, nonce, session)  ->
-                                     <-   CHALLENGE(version, nonce)
-    PROOF(key MAC, join MAC)         ->
-                                     <-   WELCOME(grant, MAC)   or REFUSE(code)
+    client                                        server
+    preamble(TLS or not, session's worker)   ->
+    TLS                                     <->   TLS, if the preamble says so
+    HELLO(versions, client, nonce, session)  ->
+                                             <-   CHALLENGE(version, nonce)
+    PROOF(client's proof, join MAC)          ->
+                                             <-   WELCOME(grant, MAC)   or REFUSE(code)
 
-The client proves first, so whoever does not hold the key learns nothing but that a fastmtcp
-server of this version listens. Both MACs are HMAC-SHA256 over the hash of everything said so far,
-so nonces, roles, version and parameters cannot be changed or replayed. A session has a secret of
-its own, made from the key and the handshake that created it: nobody who did not see that handshake
+The client proves first, so whoever does not hold a key learns nothing but that a fastmtcp
+server of this version listens. All proofs are HMAC-SHA256 over the hash of everything said so far
+and of the server's certificate, so nonces, roles, version and parameters cannot be changed or
+replayed, and nobody in the middle can talk the two out of TLS. A session has a secret of its own,
+made from the client's key and the handshake that created it: nobody who did not see that handshake
 can add subflows to it.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
+import os
 import struct
 from typing import TypeVar
 
@@ -26,18 +30,33 @@ import msgspec
 from fastmtcp.engine.frames import VERSION
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.identity import KEY_SIZE, Clients, Identity, Verifier
 
-MAGIC = "fastmtcp"
+MAGIC = b"fastmtcp"
+FORM = 1
+"""Of the preamble. What comes behind it has versions of its own."""
+
+NEW_SESSION = 0xFFFF
+"""In the place of the worker, for a session that is yet to be made."""
+
 NONCE_SIZE = 32
 SESSION_ID_SIZE = 16
-NO_KEY = bytes(32)
-"""Stands for the key on a server without one; such a server listens on loopback only."""
 
 MAX_MESSAGE = 1024
 """Before the proof a peer can make us hold this much, for the handshake's few seconds."""
 
+_PREAMBLE = struct.Struct("!8sBBH")
+PREAMBLE_SIZE = _PREAMBLE.size
+_TLS = 1
+_OWNER = struct.Struct("!H")
 _LENGTH = struct.Struct("!H")
 _T = TypeVar("_T")
+
+
+WRONG_KEY = "wrong key, or a client that this server does not know (any more)"
+
+_NOBODY = Verifier(os.urandom(KEY_SIZE), os.urandom(KEY_SIZE))
+"""Whose key nobody has."""
 
 
 class RefuseCode(enum.IntEnum):
@@ -49,6 +68,7 @@ class RefuseCode(enum.IntEnum):
     UNKNOWN_SESSION = 3
     LIMIT = 4
     DRAINING = 5
+    TLS = 6
 
 
 class RefusedError(PeerError):
@@ -59,12 +79,50 @@ class RefusedError(PeerError):
         self.code = code
 
 
-class Hello(msgspec.Struct, array_like=True, tag=1):
-    """`session` is empty for a new session; `subflow` is unique within its session; `role` are the
-    flags of fastmtcp.engine.role.Role."""
+class Preamble(msgspec.Struct, frozen=True):
+    """The first bytes of a connection, never encrypted: whether TLS follows, and the worker whose
+    session is joined. The worker that accepts passes the connection on as it is, as the state of
+    TLS could not be passed on."""
 
-    magic: str
+    tls: bool
+    worker: int
+
+    @classmethod
+    def of(cls, session: bytes, *, tls: bool) -> Preamble:
+        """To join `session`, or for a new one if that is empty."""
+        return cls(tls, _OWNER.unpack_from(session)[0] if session else NEW_SESSION)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Preamble | None:
+        """None while bytes are missing.
+
+        Raises:
+            PeerError: this is something else.
+        """
+        if not data.startswith(MAGIC[: len(data)]):
+            raise PeerError("the peer does not speak fastmtcp")
+        if len(data) < PREAMBLE_SIZE:
+            return None
+        _, form, flags, worker = _PREAMBLE.unpack(data)
+        if form != FORM or flags & ~_TLS:
+            raise PeerError("the peer does not speak fastmtcp")
+        return cls(bool(flags), worker)
+
+    def encode(self) -> bytes:
+        return _PREAMBLE.pack(MAGIC, FORM, _TLS * self.tls, self.worker)
+
+
+def new_session_id(worker: int) -> bytes:
+    """A random id that tells which worker owns the session."""
+    return _OWNER.pack(worker) + os.urandom(SESSION_ID_SIZE - _OWNER.size)
+
+
+class Hello(msgspec.Struct, array_like=True, tag=1):
+    """`client` is its name; `session` is empty for a new session; `subflow` is unique within its
+    session; `role` are the flags of fastmtcp.engine.role.Role."""
+
     versions: list[int]
+    client: str
     nonce: bytes
     session: bytes
     subflow: int
@@ -79,9 +137,9 @@ class Challenge(msgspec.Struct, array_like=True, tag=2):
 
 
 class Proof(msgspec.Struct, array_like=True, tag=3):
-    """`join` is empty for a new session."""
+    """`client` proves its key; `join` is empty for a new session."""
 
-    key: bytes
+    client: bytes
     join: bytes
 
 
@@ -125,8 +183,12 @@ def _decode(body: bytes, kind: type[_T]) -> _T:
 
 
 def _mac(key: bytes, label: str, transcript: bytes) -> bytes:
-    message = f"{MAGIC} {VERSION} {label}\0".encode() + hashlib.sha256(transcript).digest()
+    message = f"fastmtcp {VERSION} {label}\0".encode() + hashlib.sha256(transcript).digest()
     return hmac.digest(key, message, "sha256")
+
+
+def _xor(one: bytes, other: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(one, other, strict=True))
 
 
 class _Messages:
@@ -172,26 +234,30 @@ class Membership(msgspec.Struct, frozen=True):
 
 
 class ClientHandshake:
-    """The client's side. Send `hello`, feed what comes, send what feed() returns, until `grant`.
+    """The client's side, behind the preamble and TLS. Send `hello`, feed what comes, send what
+    feed() returns, until `grant`.
 
-    `nonce` is NONCE_SIZE fresh random bytes.
+    `nonce` is NONCE_SIZE fresh random bytes, `certificate` the SHA-256 of the server's certificate
+    or empty without TLS.
     """
 
     def __init__(
         self,
-        key: bytes,
+        identity: Identity,
         nonce: bytes,
         subflow_id: int,
         join: Membership | None = None,
         role: Role = Role.BOTH,
+        certificate: bytes = b"",
     ) -> None:
-        self._key = key
+        self._identity = identity
         self._join = join
         self.subflow_id = subflow_id
         session = join.session if join else b""
         self.role = role
-        self.hello = pack(Hello(MAGIC, [VERSION], nonce, session, subflow_id, int(role)))
-        self._transcript = self.hello
+        self.hello = pack(Hello([VERSION], identity.name, nonce, session, subflow_id, int(role)))
+        preamble = Preamble.of(session, tls=bool(certificate)).encode()
+        self._transcript = preamble + certificate + self.hello
         self._messages = _Messages()
         self._challenged = False
         self.grant: Grant | None = None
@@ -230,20 +296,22 @@ class ClientHandshake:
             raise PeerError("the peer does not speak fastmtcp")
         self._challenged = True
         self._transcript += _LENGTH.pack(len(body)) + body
-        key_mac = _mac(self._key, "client", self._transcript)
+        identity = self._identity
+        signature = _mac(identity.verifier.stored_key, "client", self._transcript)
         if self._join is None:
             join_mac = b""
-            self._secret = _mac(self._key, "session", self._transcript)
+            self._secret = _mac(identity.client_key, "session", self._transcript)
         else:
             join_mac = _mac(self._join.secret, "join", self._transcript)
-        proof = pack(Proof(key_mac, join_mac))
+        proof = pack(Proof(_xor(identity.client_key, signature), join_mac))
         self._transcript += proof
         return proof
 
     def _on_welcome(self, welcome: Welcome) -> None:
-        expected = _mac(self._key, "server", self._transcript + welcome.grant)
+        server_key = self._identity.server_key
+        expected = _mac(server_key, "server", self._transcript + welcome.grant)
         if not hmac.compare_digest(expected, welcome.mac):
-            raise PeerError("the server does not hold the key; use the same key file on both sides")
+            raise PeerError("the server does not know this client's key; it may be a false server")
         grant = _decode(welcome.grant, Grant)
         if len(grant.session) != SESSION_ID_SIZE or min(grant.floor_window, grant.max_streams) < 1:
             raise PeerError("the server sent an impossible grant")
@@ -253,21 +321,28 @@ class ClientHandshake:
 
 
 class ServerHandshake:
-    """The server's side: feed() until `request`, then welcome() or refuse().
+    """The server's side, behind the preamble and TLS: feed() until `request`, then welcome() or
+    refuse().
 
-    The worker that accepted the connection runs it up to the client's proof; the worker that owns
-    the session checks the join MAC and answers (see export() and restore()).
+    `nonce` is NONCE_SIZE fresh random bytes, `certificate` the SHA-256 of the server's certificate
+    or empty without TLS.
     """
 
-    def __init__(self, key: bytes, nonce: bytes) -> None:
-        self._key = key
+    def __init__(
+        self, clients: Clients, nonce: bytes, preamble: Preamble, certificate: bytes = b""
+    ) -> None:
+        self._clients = clients
         self._nonce = nonce
         self._messages = _Messages()
-        self._transcript = b""
+        self._transcript = preamble.encode() + certificate
         self._proof = b""
+        self._join = b""
+        self._client_key = b""
         self._hello: Hello | None = None
         self.request: Hello | None = None
-        """The client's HELLO, once the client has proved that it holds the key."""
+        """The client's HELLO, once the client has proved that it holds its key."""
+        self.verifier = _NOBODY
+        """Which the client has proved to fit."""
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the client; return bytes to send.
@@ -282,43 +357,21 @@ class ServerHandshake:
             if self._hello is None:
                 out += self._on_hello(body)
             else:
-                self._on_proof(body)
+                self._on_proof(body, self._hello)
         return out
-
-    @property
-    def joins(self) -> bytes:
-        """The id of the session that the client wants to join; empty for a new one."""
-        return self.request.session if self.request else b""
 
     def may_join(self, secret: bytes) -> bool:
         """Whether the client proved that it knows the secret of the session it joins."""
-        proof = _decode(self._proof[_LENGTH.size :], Proof)
-        return hmac.compare_digest(_mac(secret, "join", self._transcript), proof.join)
+        return hmac.compare_digest(_mac(secret, "join", self._transcript), self._join)
 
     def session_secret(self) -> bytes:
         """The secret of the session that this handshake creates."""
-        return _mac(self._key, "session", self._transcript)
+        return _mac(self._client_key, "session", self._transcript)
 
     def welcome(self, grant: Grant) -> bytes:
         encoded = _encode(grant)
-        mac = _mac(self._key, "server", self._transcript + self._proof + encoded)
-        return pack(Welcome(encoded, mac))
-
-    def export(self) -> bytes:
-        """The state after the proof, for the worker that owns the session. Holds no key."""
-        return _encode([self._transcript, self._proof, self._messages.rest])
-
-    @classmethod
-    def restore(cls, key: bytes, state: bytes) -> ServerHandshake:
-        """Continue a handshake that another worker of this server has checked."""
-        transcript, proof, rest = msgspec.msgpack.decode(state, type=tuple[bytes, bytes, bytes])
-        handshake = cls(key, b"")
-        handshake._transcript = transcript
-        handshake._proof = proof
-        handshake._messages.add(rest)
-        (size,) = _LENGTH.unpack_from(transcript)
-        handshake.request = _decode(transcript[_LENGTH.size : _LENGTH.size + size], Hello)
-        return handshake
+        text = self._transcript + self._proof + encoded
+        return pack(Welcome(encoded, _mac(self.verifier.server_key, "server", text)))
 
     @property
     def early(self) -> bytes:
@@ -326,30 +379,50 @@ class ServerHandshake:
 
     def _on_hello(self, body: bytes) -> bytes:
         hello = _decode(body, Hello)
-        if hello.magic != MAGIC:
-            raise PeerError("the peer does not speak fastmtcp")
         if VERSION not in hello.versions:
             raise RefusedError(RefuseCode.VERSION, f"this server speaks protocol version {VERSION}")
         if len(hello.nonce) != NONCE_SIZE or len(hello.session) not in (0, SESSION_ID_SIZE):
             raise PeerError("the peer does not speak fastmtcp")
         self._hello = hello
         challenge = pack(Challenge(VERSION, self._nonce))
-        self._transcript = _LENGTH.pack(len(body)) + body + challenge
+        self._transcript += _LENGTH.pack(len(body)) + body + challenge
         return challenge
 
-    def _on_proof(self, body: bytes) -> None:
+    def _on_proof(self, body: bytes, hello: Hello) -> None:
         proof = _decode(body, Proof)
-        if not hmac.compare_digest(_mac(self._key, "client", self._transcript), proof.key):
-            raise RefusedError(
-                RefuseCode.KEY, "the keys differ; use the same key file on both sides"
-            )
+        # A name that nobody has costs the same time, and fails by the same words.
+        verifier = self._clients.get(hello.client, _NOBODY)
+        client_key = bytes(KEY_SIZE)
+        if len(proof.client) == KEY_SIZE:
+            signature = _mac(verifier.stored_key, "client", self._transcript)
+            client_key = _xor(proof.client, signature)
+        stored_key = hashlib.sha256(client_key).digest()
+        if not hmac.compare_digest(stored_key, verifier.stored_key):
+            raise RefusedError(RefuseCode.KEY, WRONG_KEY)
+        self.verifier = verifier
+        self._client_key = client_key
+        self._join = proof.join
         self._proof = _LENGTH.pack(len(body)) + body
-        self.request = self._hello
+        self.request = hello
 
 
 def refusal(error: RefusedError) -> bytes:
     """The REFUSE message that says `error`."""
     return pack(Refuse(int(error.code), str(error)))
+
+
+def clear_refusal(data: bytes) -> RefusedError | None:
+    """What a server says instead of TLS, if that is a REFUSE."""
+    messages = _Messages()
+    messages.add(data)
+    try:
+        body = messages.next()
+        reply = None if body is None else _decode(body, Refuse)
+    except PeerError:
+        return None
+    return (
+        None if reply is None else RefusedError(_refuse_code(reply.code), _printable(reply.message))
+    )
 
 
 def _refuse_code(value: int) -> RefuseCode:

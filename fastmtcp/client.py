@@ -11,6 +11,7 @@ from functools import partial
 from fastmtcp.arrivals import Arrival, Arrivals
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config import ClientConfig
+from fastmtcp.credentials import Credentials
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.engine.limits import Limits
@@ -45,7 +46,7 @@ class ClientWorker:
         self,
         loop: Loop,
         config: ClientConfig,
-        key: bytes,
+        credentials: Credentials,
         ways_in: list[tuple[WayIn, socket.socket]],
         on_pool: Callable[[int, int, str], None],
         limits: Limits | None = None,
@@ -55,14 +56,14 @@ class ClientWorker:
         change. `login` is what applications must give to the proxy."""
         self._loop = loop
         self._config = config
-        self._key = key
+        self._credentials = credentials
         self._limits = limits or Limits(session_timeout=config.session_timeout)
         self._on_pool = on_pool
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
         self._local: tuple[LocalAddress, ...] = ()
         self._egress = Egress(
-            loop, self._resolver, config.server, config.egress == "auto", self._on_paths
+            loop, self._resolver, config.paths, config.egress == "auto", self._on_paths
         )
         self._network = NetworkWatch(loop, self._on_network)
         self._retired: set[ClientSession] = set()
@@ -180,7 +181,7 @@ class ClientWorker:
             self._pool,
             self._resolver,
             self._config,
-            self._key,
+            self._credentials,
             self._limits,
             self._on_change,
             self._on_session_ended,

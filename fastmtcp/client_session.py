@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastmtcp.auth import Grant
 from fastmtcp.config import ClientConfig
+from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
@@ -27,7 +28,7 @@ class ClientSession:
         buffers: BufferPool,
         resolver: Resolver,
         config: ClientConfig,
-        key: bytes,
+        credentials: Credentials,
         limits: Limits,
         on_change: Callable[[], None],
         on_ended: Callable[[ClientSession, str], None],
@@ -42,7 +43,7 @@ class ClientSession:
             loop,
             resolver,
             config,
-            key,
+            credentials,
             self.driver,
             self._on_created,
             on_change,

@@ -13,6 +13,9 @@ from msgspec import Meta
 from fastmtcp import control
 from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.errors import ConfigError
+from fastmtcp.identity import NAME_FORM, is_name
+from fastmtcp.link import parse_fingerprint
 from fastmtcp.path import PathSpec
 from fastmtcp.settings import (
     LISTENING,
@@ -60,6 +63,26 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             is_file=True,
         ),
     ] = None
+    certificate: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "This side's certificate, in PEM. A server reads it again when the file changes.",
+            metavar="FILE",
+            default_text="none",
+            is_file=True,
+        ),
+    ] = None
+    certificate_key: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "The private key of the certificate, in PEM.",
+            metavar="FILE",
+            default_text="in the certificate's file",
+            is_file=True,
+        ),
+    ] = None
     workers: Annotated[
         Workers | None,
         Setting(PROCESSES, "Worker processes.", metavar="N", default_text="one per usable CPU"),
@@ -103,8 +126,10 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Raise SettingError if the values do not fit together."""
-        if self.key_file is not None:
-            check_file_name("key_file", self.key_file)
+        for key in ("key_file", "certificate", "certificate_key"):
+            _check_file(self, key)
+        if self.certificate_key is not None and self.certificate is None:
+            raise SettingError("certificate_key", "belongs to a certificate; set that as well")
         if self.control is not None and not control.is_name(self.control):
             raise SettingError(
                 "control",
@@ -135,7 +160,7 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         Setting(
             LISTENING,
             "Where to accept connections of fastmtcp-client. *:7700 means all addresses, port 0 "
-            "any free port. Anything but loopback needs a key.",
+            "any free port. Anything but loopback needs a key file or a list of clients.",
             metavar="HOST:PORT",
         ),
     ] = (Endpoint("127.0.0.1", 7700),)
@@ -175,17 +200,69 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = 10.0
 
+    clients_file: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "List of clients, which `fastmtcp client add|list|revoke` changes; it is read again "
+            "then.",
+            metavar="FILE",
+            default_text="none",
+            is_file=True,
+        ),
+    ] = None
+    tls: Annotated[
+        bool,
+        Setting(
+            SECURITY,
+            "Encrypt all connections with TLS 1.3. Without it the bytes travel as the applications "
+            "send them.",
+        ),
+    ] = False
+    client_ca_file: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "Let in only clients that also have a certificate of this authority, in PEM.",
+            metavar="FILE",
+            default_text="none",
+            is_file=True,
+        ),
+    ] = None
+    public_address: Annotated[
+        Endpoint | None,
+        Setting(
+            SECURITY,
+            "Where clients reach this server; `fastmtcp client add` writes it into its links.",
+            metavar="HOST:PORT",
+            default_text="none",
+        ),
+    ] = None
+
     def check(self) -> None:
         Config.check(self)
         _check_listen(self.listen)
         _check_destination("target", self.target)
-        if self.key_file is None:
+        if self.public_address is not None:
+            _check_destination("public_address", self.public_address)
+        for key in ("clients_file", "client_ca_file"):
+            _check_file(self, key)
+        if self.tls and self.certificate is None:
+            raise SettingError(
+                "tls",
+                "needs a certificate; set one, or let `fastmtcp init server` make all that is "
+                "needed",
+            )
+        if self.client_ca_file is not None and not self.tls:
+            raise SettingError("client_ca_file", "needs TLS; set tls = true as well")
+        if self.key_file is None and self.clients_file is None:
             for endpoint in self.listen:
                 if not endpoint.is_loopback:
                     raise SettingError(
                         "listen",
                         f"{endpoint} is not loopback, and a server without a key listens on "
-                        "loopback only; make a key with `fastmtcp keygen fastmtcp.key` and add "
+                        "loopback only; let `fastmtcp init server` set up all that is needed, or "
+                        "make a key with `fastmtcp keygen fastmtcp.key` and add "
                         "`--key-file fastmtcp.key`",
                     )
 
@@ -256,7 +333,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = None
     server: Annotated[
-        tuple[PathSpec, ...],
+        tuple[PathSpec, ...] | None,
         Setting(
             SERVER_PATH,
             "A path to fastmtcp-server, with its options behind it: bind=ADDRESS and dev=INTERFACE "
@@ -265,8 +342,9 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             "via=socks5://HOST:PORT or via=http://HOST:PORT a proxy, with USER:PASSWORD@ before "
             "its HOST if it wants that.",
             metavar="HOST:PORT[,OPTION...]",
+            default_text="the address in the link, else 127.0.0.1:7700",
         ),
-    ] = (PathSpec(Endpoint("127.0.0.1", 7700)),)
+    ] = None
     connections: Annotated[
         Connections,
         Setting(
@@ -302,6 +380,64 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = 10.0
 
+    link_file: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "File with the link that the server gave this client: address, name, key and "
+            "fingerprint. The link itself may be in FASTMTCP_LINK of the environment instead.",
+            metavar="FILE",
+            default_text="none",
+            envvar="FASTMTCP_LINK_FILE",
+            is_file=True,
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "Name of this client in the server's list, if its key is in a key file.",
+            metavar="NAME",
+            default_text="none",
+        ),
+    ] = None
+    tls: Annotated[
+        bool | None,
+        Setting(
+            SECURITY,
+            "Encrypt all connections with TLS 1.3. The server must do so too.",
+            default_text="if the link or another setting names the server's certificate",
+        ),
+    ] = None
+    fingerprint: Annotated[
+        tuple[str, ...],
+        Setting(
+            SECURITY,
+            "SHA-256 of the server's certificate, as A1:B2:...",
+            metavar="SHA-256",
+            default_text="in the link",
+        ),
+    ] = ()
+    ca_file: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "Accept a server certificate of this authority, in PEM, if it has the server's name.",
+            metavar="FILE",
+            default_text="those of the system, if there is no fingerprint",
+            is_file=True,
+        ),
+    ] = None
+    server_name: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "Name that the server's certificate must have.",
+            metavar="NAME",
+            default_text="the host of the path",
+        ),
+    ] = None
+
     def check(self) -> None:
         Config.check(self)
         if self.listen is not None:
@@ -319,7 +455,25 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 )
         if self.target is not None:
             _check_destination("target", self.target)
-        _check_paths(self.server)
+        _check_paths(self.paths)
+        for key in ("link_file", "ca_file"):
+            _check_file(self, key)
+        if self.link_file is not None:
+            for key in ("key_file", "name"):
+                if getattr(self, key) is not None:
+                    raise SettingError(key, "is in the link already; leave it or link_file out")
+        if self.name is not None and not is_name(self.name):
+            raise SettingError("name", f"{self.name[:80]!r} is no name of a client; {NAME_FORM}")
+        if self.name is not None and self.key_file is None:
+            raise SettingError("name", "needs the key of this client; set key_file as well")
+        for text in self.fingerprint:
+            try:
+                parse_fingerprint(text)
+            except ConfigError as error:
+                raise SettingError("fingerprint", f"{text[:100]!r} {error}") from None
+        for key in ("fingerprint", "ca_file", "server_name", "certificate"):
+            if self.tls is False and getattr(self, key):
+                raise SettingError(key, "needs TLS, which is turned off; remove one of the two")
         if self.subflows > MAX_SUBFLOWS:
             raise SettingError(
                 "server",
@@ -342,9 +496,23 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         )
 
     @property
+    def paths(self) -> tuple[PathSpec, ...]:
+        """The paths to use; those of a link are filled in by fastmtcp.credentials."""
+        return _USUAL_PATHS if self.server is None else self.server
+
+    @property
     def subflows(self) -> int:
         """The fewest connections of one worker on all paths, the express one not counted."""
-        return sum((path.connections or self.connections).least for path in self.server)
+        return sum((path.connections or self.connections).least for path in self.paths)
+
+
+_USUAL_PATHS = (PathSpec(Endpoint("127.0.0.1", 7700)),)
+
+
+def _check_file(config: Config, key: str) -> None:
+    name = getattr(config, key)
+    if name is not None:
+        check_file_name(key, name)
 
 
 def _check_listen(endpoints: tuple[Endpoint, ...]) -> None:

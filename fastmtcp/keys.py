@@ -1,4 +1,5 @@
-"""Key files: 256 bits as 64 hexadecimal digits. A key is never part of an error or a log line."""
+"""Files with secrets. A key is 256 bits as 64 hexadecimal digits, and never part of an error or a
+log line."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ import stat
 from pathlib import Path
 
 from fastmtcp.errors import ConfigError, FastmtcpError
-
-KEY_BYTES = 32
+from fastmtcp.identity import KEY_SIZE
+from fastmtcp.link import Link
 
 _KEY_TEXT = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
 _MAX_FILE = 4096
 # Something long and hexadecimal that stands alone is most likely a key in the wrong place.
 # What is part of a path is not (container file systems have 64-digit directory names).
 _KEY_LIKE = re.compile(r"(?<![\w/.-])[0-9a-fA-F]{48,}(?![\w/-]|\.\w)")
+
+_LINK_LIKE = re.compile(r"fastmtcp:/+[^\s'\"`]*", re.IGNORECASE)
 
 
 def generate(path: str | os.PathLike[str]) -> None:
@@ -40,7 +43,7 @@ def generate(path: str | os.PathLike[str]) -> None:
     try:
         with open(fd, "w", encoding="ascii") as file:
             os.fchmod(fd, 0o600)  # a umask such as 0777 would leave a key nobody can read
-            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+            file.write(secrets.token_hex(KEY_SIZE) + "\n")
             file.flush()
             os.fsync(fd)
     except OSError as error:
@@ -64,6 +67,15 @@ def load(path: str | os.PathLike[str]) -> bytes:
             "make a new one with `fastmtcp keygen FILE`"
         )
     return bytes.fromhex(match[1].decode("ascii"))
+
+
+def load_link(path: str | os.PathLike[str]) -> Link:
+    """The link in a file that only its owner has access to. Raises ConfigError."""
+    content = read_private(path, "link file", _MAX_FILE, "paste the server's link into it")
+    try:
+        return Link.parse(content.decode("utf-8", errors="replace"))
+    except ConfigError as error:
+        raise ConfigError(f"link file {_shown(path)}: {error}") from None
 
 
 def read_private(
@@ -101,8 +113,9 @@ def read_private(
 
 
 def redact(text: str) -> str:
-    """`text` with everything that could be a key put on the command line by mistake hidden."""
-    return _KEY_LIKE.sub("(hidden)", text)
+    """`text` with everything that could be a key or a link put on the command line by mistake
+    hidden."""
+    return _KEY_LIKE.sub("(hidden)", _LINK_LIKE.sub("(hidden)", text))
 
 
 def _shown(path: str | os.PathLike[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence, Set
 from fastmtcp.auth import ClientHandshake, Grant, RefuseCode, RefusedError
 from fastmtcp.config import MAX_SUBFLOWS, ClientConfig
 from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
+from fastmtcp.credentials import Credentials
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.errors import PeerError
@@ -18,6 +19,7 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.subflow_socket import SubflowSocket
+from fastmtcp.io.tls import Tls
 from fastmtcp.path import PathSpec
 from fastmtcp.pool_growth import PoolGrowth
 from fastmtcp.pool_path import PoolPath
@@ -54,7 +56,7 @@ class Pool:
         loop: Loop,
         resolver: Resolver,
         config: ClientConfig,
-        key: bytes,
+        credentials: Credentials,
         driver: SessionDriver,
         on_created: Callable[[Grant], None],
         on_change: Callable[[], None],
@@ -63,7 +65,7 @@ class Pool:
         self.loop = loop
         self.resolver = resolver
         self.config = config
-        self.key = key
+        self.credentials = credentials
         self.driver = driver
         self.session: Session = driver.session
         self.gate = Gate(loop)
@@ -216,7 +218,7 @@ class Pool:
         return None
 
     def attach(
-        self, slot: Slot, sock: socket.socket, handshake: ClientHandshake
+        self, slot: Slot, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake
     ) -> SubflowSocket | None:
         return self.driver.attach(
             sock,
@@ -225,6 +227,7 @@ class Pool:
             slot.on_lost,
             handshake.early,
             handshake.role,
+            tls,
         )
 
     def on_up(self, slot: Slot, handshake: ClientHandshake) -> None:

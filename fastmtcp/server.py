@@ -1,44 +1,45 @@
-"""The server worker: authenticates subflows, owns sessions, connects streams to the target."""
+"""The server worker: lets subflows into sessions, owns these, connects streams to the target."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import logging
-import os
 import socket
-import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
 from fastmtcp import targets
 from fastmtcp.auth import (
-    SESSION_ID_SIZE,
+    WRONG_KEY,
     Grant,
+    Hello,
     RefuseCode,
     RefusedError,
     ServerHandshake,
+    new_session_id,
 )
 from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.limits import START_LOWAT, Limits
+from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.errors import ConfigError
+from fastmtcp.identity import Clients, Verifier
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial, ForbiddenError
-from fastmtcp.io.handshakes import ServerSocketHandshake, refuse
-from fastmtcp.io.listener import Listener
+from fastmtcp.io.handshakes import refuse, sealed
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.io.tcp import text_address, tune, tune_subflow
+from fastmtcp.io.tcp import text_address, tune
+from fastmtcp.io.tls import ServerTls, Tls
 from fastmtcp.proxy_header import header, parse_source
+from fastmtcp.reception import Handoff, Reception
 from fastmtcp.status import Observed, PathInfo
 from fastmtcp.targets import Rule
 
@@ -47,46 +48,28 @@ log = logging.getLogger("fastmtcp.server")
 MAX_SESSIONS = 1024
 """Sessions of one worker: a client that makes ever new ones costs no more than this many."""
 
-MAX_HANDSHAKES = 1024
-"""Connections of one worker that have not proved anything yet: more are closed at once."""
-
-_OWNER = struct.Struct("!H")
 _TICK = 0.5
 
 
-class Handoff(Protocol):
-    """Passes an authenticated connection to the worker that owns its session."""
-
-    def knows(self, owner: int) -> bool:
-        """True if there is a worker of this index."""
-
-    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
-        """False if that worker's queue is full."""
-
-
 class ServerWorker:
-    """Accepts subflows for all workers and runs the sessions that it owns.
-
-    A session's id begins with the index of the worker that owns it, so whichever worker the
-    kernel gives a connection to knows whose it is.
-    """
+    """Runs the sessions that it owns. Its subflows come by its Reception."""
 
     def __init__(
         self,
         loop: Loop,
         config: ServerConfig,
-        key: bytes,
+        clients: Clients,
         index: int,
         sockets: list[socket.socket],
         handoff: Handoff,
         limits: Limits | None = None,
+        security: ServerTls | None = None,
     ) -> None:
-        """`sockets` are bound; `index` is this worker's, from 0."""
+        """`sockets` are bound; `index` is this worker's, from 0; without `security` there is no
+        TLS."""
         self._loop = loop
         self._config = config
-        self._key = key
         self._index = index
-        self._handoff = handoff
         self._limits = limits or Limits(session_timeout=config.session_timeout)
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
@@ -97,10 +80,18 @@ class ServerWorker:
         self.past = Totals()
         self.is_client = False
         self.target = str(config.target)
-        self._handshakes: set[ServerSocketHandshake] = set()
         self._drained: Callable[[], None] | None = None
         self._draining = False
-        self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
+        self.reception = Reception(
+            loop,
+            index,
+            sockets,
+            handoff,
+            clients,
+            security,
+            self._limits.subflow_timeout,
+            self._on_proved,
+        )
         loop.call_later(_TICK, self._tick)
 
     @property
@@ -121,94 +112,78 @@ class ServerWorker:
         if not self._draining:
             self._draining = True
             self._drained = done
-            for listener in self._listeners:
-                listener.close()
-            for handshake in list(self._handshakes):
-                handshake.cancel()
+            self.reception.close()
             for session in list(self._sessions.values()):
                 session.driver.session.drain()
                 session.driver.progress()
         self._loop.call_later(timeout, self._finish)
         self._check_drained()
 
+    # --- clients ------------------------------------------------------------------------------
+
+    def set_clients(self, clients: Clients) -> None:
+        """Let in `clients` from now on, and end the sessions of all others."""
+        self.reception.clients = clients
+        for session in list(self._sessions.values()):
+            if clients.get(session.client) != session.verifier:
+                session.driver.end(SessionCode.REVOKED, "this client was revoked")
+
+    def set_security(self, security: ServerTls | None) -> None:
+        """Use this certificate for new connections."""
+        if security is not None:
+            self.reception.security = security
+
     # --- subflows -----------------------------------------------------------------------------
 
-    def _on_accept(self, sock: socket.socket, peer: str) -> None:
-        if len(self._handshakes) >= MAX_HANDSHAKES:
-            log.warning("connection from %s dropped: %d handshakes wait", peer, MAX_HANDSHAKES)
-            sock.close()
-            return
-        tune_subflow(sock, START_LOWAT, self._limits.subflow_timeout)
-        self._handshakes.add(
-            ServerSocketHandshake(
-                self._loop, sock, peer, self._key, self._on_proved, self._handshakes.discard
-            )
-        )
-
-    def _on_proved(self, sock: socket.socket, handshake: ServerHandshake, peer: str) -> None:
-        """The client holds the key: go on here or at the session's owner."""
-        joins = handshake.joins
-        if joins:
-            (owner,) = _OWNER.unpack_from(joins)
-            if owner != self._index:
-                if not self._handoff.knows(owner):
-                    # From before a restart with fewer workers.
-                    self._refuse(sock, peer, RefuseCode.UNKNOWN_SESSION, "unknown session")
-                elif self._handoff.send(owner, sock, peer, handshake.export()):
-                    self._loop.unwatch(sock.fileno())
-                    sock.close()
-                else:
-                    self._refuse(sock, peer, RefuseCode.LIMIT, "too many subflows at once")
-                return
-        self._join(sock, handshake, peer)
-
-    def on_handoff(self, sock: socket.socket, peer: str, state: bytes) -> None:
-        """A connection that another worker accepted and authenticated."""
-        self._join(sock, ServerHandshake.restore(self._key, state), peer)
-
-    def _join(self, sock: socket.socket, handshake: ServerHandshake, peer: str) -> None:
+    def _on_proved(
+        self, sock: socket.socket, tls: Tls | None, handshake: ServerHandshake, peer: str
+    ) -> None:
+        """The client holds its key: let it into its session, or into a new one."""
         request = handshake.request
         assert request is not None
-        session = self._sessions.get(request.session)
-        if session is None:
-            if request.session:
-                self._refuse(sock, peer, RefuseCode.UNKNOWN_SESSION, "unknown session")
-                return
-            if self._draining:
-                self._refuse(sock, peer, RefuseCode.DRAINING, "the server is shutting down")
-                return
-            if len(self._sessions) >= MAX_SESSIONS:
-                self._refuse(sock, peer, RefuseCode.LIMIT, "too many sessions")
-                return
-            session = self._new_session(handshake, peer)
-        elif not handshake.may_join(session.secret):
-            self._refuse(sock, peer, RefuseCode.KEY, "not a member of this session")
-            return
-        elif not session.driver.session.may_attach(request.subflow):
-            self._refuse(sock, peer, RefuseCode.LIMIT, "too many subflows in this session")
+        try:
+            session = self._session_for(handshake, request, peer)
+        except RefusedError as refused:
+            log.info("subflow from %s refused: %s", peer, refused)
+            refuse(self._loop, sock, tls, refused)
             return
         # The client forgets a stream a little sooner than we do, so it gets some less.
         streams = max(1, self._limits.max_streams * 7 // 8)
         grant = Grant(session.session_id, self._limits.floor_window, streams)
         try:
-            sock.send(handshake.welcome(grant))
+            sock.send(sealed(tls, handshake.welcome(grant)))
         except OSError as error:
             log.info("subflow from %s lost: %s", peer, error.strerror)
             self._loop.unwatch(sock.fileno())
             sock.close()
             return
-        session.driver.attach(
-            sock, request.subflow, peer, None, handshake.early, Role.from_wire(request.role)
-        )
+        role = Role.from_wire(request.role)
+        session.driver.attach(sock, request.subflow, peer, None, handshake.early, role, tls)
 
-    def _refuse(self, sock: socket.socket, peer: str, code: RefuseCode, message: str) -> None:
-        log.info("subflow from %s refused: %s", peer, message)
-        refuse(self._loop, sock, RefusedError(code, message))
+    def _session_for(self, handshake: ServerHandshake, request: Hello, peer: str) -> _ServerSession:
+        """The session that the client asks for. Raises RefusedError."""
+        # It may have been revoked since its HELLO.
+        if self.reception.clients.get(request.client) != handshake.verifier:
+            raise RefusedError(RefuseCode.KEY, WRONG_KEY)
+        if not request.session:
+            if self._draining:
+                raise RefusedError(RefuseCode.DRAINING, "the server is shutting down")
+            if len(self._sessions) >= MAX_SESSIONS:
+                raise RefusedError(RefuseCode.LIMIT, "too many sessions")
+            return self._new_session(handshake, request.client, peer)
+        session = self._sessions.get(request.session)
+        if session is None:
+            raise RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")
+        if session.client != request.client or not handshake.may_join(session.secret):
+            raise RefusedError(RefuseCode.KEY, "not a member of this session")
+        if not session.driver.session.may_attach(request.subflow):
+            raise RefusedError(RefuseCode.LIMIT, "too many subflows in this session")
+        return session
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def _new_session(self, handshake: ServerHandshake, peer: str) -> _ServerSession:
-        session_id = _OWNER.pack(self._index) + os.urandom(SESSION_ID_SIZE - _OWNER.size)
+    def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> _ServerSession:
+        session_id = new_session_id(self._index)
         engine = Session(opener=False, limits=self._limits, now=self._loop.now)
         driver = SessionDriver(
             self._loop,
@@ -217,7 +192,9 @@ class ServerWorker:
             partial(self._on_opened, session_id),
             partial(self._on_session_ended, session_id),
         )
-        session = _ServerSession(session_id, handshake.session_secret(), driver, peer)
+        session = _ServerSession(
+            session_id, handshake.session_secret(), driver, client, handshake.verifier, peer
+        )
         self._sessions[session_id] = session
         return session
 
@@ -282,7 +259,7 @@ class ServerWorker:
         done()
 
 
-_QUIET_ENDS = (SessionCode.NORMAL, SessionCode.SHUTDOWN)
+_QUIET_ENDS = (SessionCode.NORMAL, SessionCode.SHUTDOWN, SessionCode.REVOKED)
 
 _SHOWN = 100
 """Characters of a target that cannot be read, in a log line."""
@@ -300,12 +277,23 @@ def _chosen(text: str) -> Endpoint | None:
 class _ServerSession:
     """A session with what a further subflow must know to join it."""
 
-    __slots__ = ("driver", "peer", "secret", "session", "session_id")
+    __slots__ = ("client", "driver", "peer", "secret", "session", "session_id", "verifier")
 
-    def __init__(self, session_id: bytes, secret: bytes, driver: SessionDriver, peer: str) -> None:
+    def __init__(
+        self,
+        session_id: bytes,
+        secret: bytes,
+        driver: SessionDriver,
+        client: str,
+        verifier: Verifier,
+        peer: str,
+    ) -> None:
         self.session_id = session_id
         self.secret = secret
         self.driver = driver
+        self.client = client
+        """Its name, which only a key file's client has not."""
+        self.verifier = verifier
         self.session = driver.session
         self.peer = _host(peer)
 

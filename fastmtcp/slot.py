@@ -13,6 +13,7 @@ from fastmtcp.errors import PeerError
 from fastmtcp.io.handshakes import SupersededError
 from fastmtcp.io.loop import Timer
 from fastmtcp.io.subflow_socket import SubflowSocket
+from fastmtcp.io.tls import Tls
 
 if TYPE_CHECKING:
     from fastmtcp.pool import Pool
@@ -160,19 +161,19 @@ class Slot:
         assert self._attempt is not None
         pool = self._pool
         self._attempt.authenticate(
-            pool.key,
+            pool.credentials,
             pool.allocate_subflow(),
             None if creates else pool.gate.membership,
             self.role,
             (lambda: pool.gate.may_create(self)) if creates else None,
         )
 
-    def _on_done(self, sock: socket.socket, handshake: ClientHandshake) -> None:
+    def _on_done(self, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake) -> None:
         pool = self._pool
         self._attempt = None
         self.local_address = sock.getsockname()[0].partition("%")[0]
         pool.gate.passed(self, handshake)
-        attached = pool.attach(self, sock, handshake)
+        attached = pool.attach(self, sock, tls, handshake)
         if attached is None:
             self._again()
             return

@@ -9,8 +9,11 @@ from fastmtcp.config import ClientConfig
 
 
 def _serve(config: ClientConfig) -> int:
+    from fastmtcp import credentials
     from fastmtcp.workers.supervisor import run_client
 
+    # A bad file is wrong usage, before anything has been started.
+    credentials.of_client(config)
     return run_client(config)
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fastmtcp import __version__, keys, settings
+from fastmtcp import __version__, settings
 from fastmtcp.config import Config
 from fastmtcp.errors import FastmtcpError
 
@@ -75,8 +75,7 @@ def settings_command(
 ) -> click.Command:
     """The command of a program whose options are the settings of `config_type`.
 
-    It loads the configuration, reads the key file once, so that a bad one is wrong usage and not
-    a failure of the workers, and returns what `serve` returns as the exit code.
+    It loads the configuration and returns what `serve` returns as the exit code.
     """
 
     def callback(config_file: str | None, **options: Any) -> int:
@@ -86,10 +85,7 @@ def settings_command(
             for name, value in options.items()
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT
         }
-        loaded = settings.load(config_type, config_file, given)
-        if loaded.key_file is not None:
-            keys.load(loaded.key_file)
-        return serve(loaded)
+        return serve(settings.load(config_type, config_file, given))
 
     parameters: list[click.Parameter] = [
         SettingOption(field) for field in settings.fields(config_type)

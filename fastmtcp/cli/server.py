@@ -9,8 +9,11 @@ from fastmtcp.config import ServerConfig
 
 
 def _serve(config: ServerConfig) -> int:
+    from fastmtcp import credentials
     from fastmtcp.workers.supervisor import run_server
 
+    # A bad file is wrong usage, before anything has been started.
+    credentials.of_server(config)
     return run_server(config)
 
 

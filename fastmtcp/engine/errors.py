@@ -47,6 +47,7 @@ class SessionCode(enum.IntEnum):
     TIMEOUT = 4
     DRAINING = 5  # no new streams; the open ones go on
     SHUTDOWN = 6
+    REVOKED = 7
 
 
 class EngineError(Exception):

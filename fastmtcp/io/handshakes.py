@@ -11,15 +11,21 @@ from functools import partial
 
 from fastmtcp.auth import (
     NONCE_SIZE,
+    PREAMBLE_SIZE,
     ClientHandshake,
     Membership,
+    Preamble,
+    RefuseCode,
     RefusedError,
     ServerHandshake,
+    clear_refusal,
     refusal,
 )
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.identity import Clients, Identity
 from fastmtcp.io.loop import READ, Loop
+from fastmtcp.io.tls import ClientTls, ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.handshake")
 
@@ -35,15 +41,16 @@ class SupersededError(PeerError):
 
 
 class _SocketHandshake:
-    """What both sides share: the socket, the deadline, and one way out."""
+    """What all have in common: the socket, the deadline, and one way out."""
 
-    def __init__(self, loop: Loop, sock: socket.socket) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, until: float) -> None:
         self._loop = loop
         self._sock = sock
+        self._tls: Tls | None = None
         self._over = False
         loop.watch(sock.fileno(), self._on_event)
         # Behind watch(): that may fail, and then there is nothing to time out.
-        self._timer = loop.call_at(loop.now + HANDSHAKE_TIMEOUT, self._on_timeout)
+        self._timer = loop.call_at(until, self._on_timeout)
 
     def cancel(self) -> None:
         """Give up without telling anybody."""
@@ -63,7 +70,7 @@ class _SocketHandshake:
             return
         while not self._over:
             try:
-                data = self._sock.recv(_READ_SIZE)
+                data = self._sock.recv(self._wanted())
             except BlockingIOError:
                 return
             except OSError as error:
@@ -72,16 +79,42 @@ class _SocketHandshake:
             if not data:
                 self._fail(PeerError("the peer closed the connection during the handshake"))
                 return
-            try:
-                self._on_data(data)
-            except PeerError as error:
-                self._fail(error)
+            self._take(data)
 
-    def _send(self, data: bytes) -> None:
-        """Handshake messages are far smaller than a fresh socket's buffer."""
-        if data:
+    def _wanted(self) -> int:
+        """The most bytes to read."""
+        return _READ_SIZE
+
+    def _take(self, wire: bytes) -> None:
+        """Bytes of the socket."""
+        try:
+            if self._tls is None:
+                self._on_data(wire)
+                return
+            was_up = self._tls.is_up
             try:
-                self._sock.send(data)
+                data, answer = self._tls.feed(wire)
+            except PeerError:
+                self._send(self._tls.parting_words())
+                raise
+            self._send(answer)
+            if self._tls.is_up and not was_up:
+                self._on_secure(self._tls)
+            if data:
+                self._on_data(data)
+        except PeerError as error:
+            self._fail(error)
+
+    def _say(self, data: bytes) -> None:
+        """Send a message, through TLS if there is one."""
+        if data:
+            self._send(sealed(self._tls, data))
+
+    def _send(self, wire: bytes) -> None:
+        """A whole handshake is smaller than a fresh socket's buffer."""
+        if wire:
+            try:
+                self._sock.send(wire)
             except OSError as error:
                 raise PeerError(error.strerror or str(error)) from None
 
@@ -92,6 +125,9 @@ class _SocketHandshake:
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
 
+    def _on_secure(self, tls: Tls) -> None:
+        """TLS is up."""
+
     def _on_data(self, data: bytes) -> None:
         raise AssertionError("abstract")
 
@@ -100,34 +136,47 @@ class _SocketHandshake:
 
 
 class ClientSocketHandshake(_SocketHandshake):
-    """Authenticates a fresh connection to the server.
+    """Authenticates a fresh connection to the server `host`, with TLS if `security` is given.
 
-    Calls either `done(sock, handshake)` or `failed(error)`. `early` are bytes of the socket that
-    were read already. `may_go_on` is asked at the server's first word, before the proof is sent:
-    if it says no, the handshake fails with SupersededError.
+    Calls either `done(sock, tls, handshake)` or `failed(error)`. `early` are bytes of the socket
+    that were read already. `may_go_on` is asked at the server's first word, before the proof is
+    sent: if it says no, the handshake fails with SupersededError.
     """
 
     def __init__(
         self,
         loop: Loop,
         sock: socket.socket,
-        key: bytes,
+        identity: Identity,
         subflow_id: int,
         join: Membership | None,
-        done: Callable[[socket.socket, ClientHandshake], None],
+        done: Callable[[socket.socket, Tls | None, ClientHandshake], None],
         failed: Callable[[PeerError], None],
         role: Role = Role.BOTH,
         early: bytes = b"",
         may_go_on: Callable[[], bool] | None = None,
+        security: ClientTls | None = None,
+        host: str = "",
     ) -> None:
-        super().__init__(loop, sock)
-        self._handshake = ClientHandshake(key, os.urandom(NONCE_SIZE), subflow_id, join, role)
+        super().__init__(loop, sock, loop.now + HANDSHAKE_TIMEOUT)
+        self._new_handshake = partial(
+            ClientHandshake, identity, os.urandom(NONCE_SIZE), subflow_id, join, role
+        )
+        self._handshake: ClientHandshake | None = None
+        self._security = security
         self._done = done
         self._failed = failed
         self._early = early
         self._may_go_on = may_go_on
+        session = join.session if join is not None else b""
+        preamble = Preamble.of(session, tls=security is not None).encode()
         try:
-            self._send(self._handshake.hello)
+            if security is None:
+                self._handshake = self._new_handshake()
+                self._send(preamble + self._handshake.hello)
+            else:
+                self._tls = security.connect(host)
+                self._send(preamble + self._tls.feed(b"")[1])
         except PeerError as error:
             # Not from here: the caller does not know us yet.
             loop.call_soon(partial(self._fail, error))
@@ -137,19 +186,30 @@ class ClientSocketHandshake(_SocketHandshake):
 
     def _begin(self) -> None:
         if self._early and not self._over:
-            try:
-                self._on_data(self._early)
-            except PeerError as error:
-                self._fail(error)
+            self._take(self._early)
         self._on_event(READ)
 
+    def _take(self, wire: bytes) -> None:
+        if self._tls is not None and not self._tls.is_up:
+            refused = clear_refusal(wire)
+            if refused is not None:
+                self._fail(refused)
+                return
+        super()._take(wire)
+
+    def _on_secure(self, tls: Tls) -> None:
+        assert self._security is not None
+        self._handshake = self._new_handshake(certificate=self._security.check(tls))
+        self._say(self._handshake.hello)
+
     def _on_data(self, data: bytes) -> None:
+        assert self._handshake is not None
         may_go_on, self._may_go_on = self._may_go_on, None
         if may_go_on is not None and not may_go_on():
             raise SupersededError("another connection creates the session")
-        self._send(self._handshake.feed(data))
+        self._say(self._handshake.feed(data))
         if self._handshake.grant is not None and self._leave():
-            self._done(self._sock, self._handshake)
+            self._done(self._sock, self._tls, self._handshake)
 
     def _fail(self, error: PeerError) -> None:
         if self._leave():
@@ -157,48 +217,115 @@ class ClientSocketHandshake(_SocketHandshake):
             self._failed(error)
 
 
-class ServerSocketHandshake(_SocketHandshake):
-    """Authenticates an accepted connection up to the client's proof.
+class Arrival(_SocketHandshake):
+    """Reads the preamble of an accepted connection and nothing behind it.
 
-    Calls `done(sock, handshake, peer)` if the client holds the key, and always `over(self)`.
+    Calls `done(self, sock, preamble)` or `failed(self, error)`, with the socket closed.
     """
 
     def __init__(
         self,
         loop: Loop,
         sock: socket.socket,
-        peer: str,
-        key: bytes,
-        done: Callable[[socket.socket, ServerHandshake, str], None],
-        over: Callable[[ServerSocketHandshake], None],
+        done: Callable[[Arrival, socket.socket, Preamble], None],
+        failed: Callable[[Arrival, PeerError], None],
     ) -> None:
-        super().__init__(loop, sock)
-        self._handshake = ServerHandshake(key, os.urandom(NONCE_SIZE))
-        self._peer = peer
+        self.until = loop.now + HANDSHAKE_TIMEOUT
+        super().__init__(loop, sock, self.until)
+        self._bytes = b""
         self._done = done
-        self._over_callback = over
+        self._failed = failed
+
+    def _wanted(self) -> int:
+        return PREAMBLE_SIZE - len(self._bytes)
 
     def _on_data(self, data: bytes) -> None:
-        self._send(self._handshake.feed(data))
+        self._bytes += data
+        preamble = Preamble.decode(self._bytes)
+        if preamble is not None and self._leave():
+            self._done(self, self._sock, preamble)
+
+    def _fail(self, error: PeerError) -> None:
+        if self._leave():
+            self._close()
+            self._failed(self, error)
+
+
+class ServerSocketHandshake(_SocketHandshake):
+    """Authenticates a connection whose preamble was read, up to the client's proof, by `until`.
+
+    Calls `done(self, sock, tls, handshake)` if the client holds its key, or `failed(self, error)`
+    with the socket closed.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        preamble: Preamble,
+        clients: Clients,
+        security: ServerTls | None,
+        until: float,
+        done: Callable[
+            [ServerSocketHandshake, socket.socket, Tls | None, ServerHandshake],
+            None,
+        ],
+        failed: Callable[[ServerSocketHandshake, PeerError], None],
+    ) -> None:
+        super().__init__(loop, sock, until)
+        self._done = done
+        self._failed = failed
+        certificate = b""
+        if security is not None:
+            certificate = security.fingerprint
+        self._handshake = ServerHandshake(clients, os.urandom(NONCE_SIZE), preamble, certificate)
+        self._security = security
+        if preamble.tls == (security is not None):
+            # Edges that were told to the socket's former owner do not come again.
+            loop.call_soon(self._begin)
+        else:
+            error = RefusedError(RefuseCode.TLS, TLS_DIFFERS[preamble.tls])
+            loop.call_soon(partial(self._fail, error))
+
+    def _begin(self) -> None:
+        self._on_event(READ)
+
+    def _take(self, wire: bytes) -> None:
+        if self._security is not None and self._tls is None:
+            # Not before its first bytes are here: it takes some memory.
+            self._tls = self._security.accept()
+        super()._take(wire)
+
+    def _on_data(self, data: bytes) -> None:
+        self._say(self._handshake.feed(data))
         if self._handshake.request is not None and self._leave():
-            self._over_callback(self)
-            self._done(self._sock, self._handshake, self._peer)
+            self._done(self, self._sock, self._tls, self._handshake)
 
     def _fail(self, error: PeerError) -> None:
         if not self._leave():
             return
-        self._over_callback(self)
         if isinstance(error, RefusedError):
-            log.warning("connection from %s refused: %s", self._peer, error)
-            refuse(self._loop, self._sock, error)
+            refuse(self._loop, self._sock, self._tls, error)
         else:
-            log.info("connection from %s dropped: %s", self._peer, error)
             self._close()
+        self._failed(self, error)
 
 
-def refuse(loop: Loop, sock: socket.socket, error: RefusedError) -> None:
+TLS_DIFFERS = {
+    False: "this server speaks TLS only; use the link that it gave you",
+    True: "this server does not speak TLS; use --no-tls here or --tls there",
+}
+
+
+def refuse(loop: Loop, sock: socket.socket, tls: Tls | None, error: RefusedError) -> None:
     """Say no and close."""
+    said = refusal(error)
     with contextlib.suppress(OSError):
-        sock.send(refusal(error))
+        sock.send(sealed(tls if tls is not None and tls.is_up else None, said))
     loop.unwatch(sock.fileno())
     sock.close()
+
+
+def sealed(tls: Tls | None, data: bytes) -> bytes:
+    """`data` as it goes over the wire."""
+    return data if tls is None else b"".join(tls.seal([data])[0])

@@ -15,6 +15,7 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.subflow_socket import SubflowSocket
+from fastmtcp.io.tls import Tls
 
 log = logging.getLogger("fastmtcp.session")
 
@@ -58,8 +59,10 @@ class SessionDriver:
         on_lost: Callable[[str], None] | None = None,
         early: bytes = b"",
         role: Role = Role.BOTH,
+        tls: Tls | None = None,
     ) -> SubflowSocket | None:
-        """Add an authenticated socket as a subflow. `early` are bytes of it already read.
+        """Add an authenticated socket as a subflow. `early` are bytes of it already read, and
+        deciphered if it has `tls`.
 
         Returns None if it cannot be added; the socket is closed then.
         """
@@ -70,7 +73,7 @@ class SessionDriver:
             self.loop.unwatch(sock.fileno())
             sock.close()
             return None
-        subflow_socket = SubflowSocket(self, sock, subflow, peer, on_lost)
+        subflow_socket = SubflowSocket(self, sock, subflow, peer, on_lost, tls)
         if early:
             self.received(subflow_socket, memoryview(early))
         # Its round-trip time is known from the handshake.

@@ -10,6 +10,7 @@ from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.loop import OUT, RDHUP, READ
 from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
+from fastmtcp.io.tls import Tls
 
 if TYPE_CHECKING:
     from fastmtcp.io.session_driver import SessionDriver
@@ -30,6 +31,7 @@ class SubflowSocket:
         "_out",
         "_rdhup",
         "_sock",
+        "_tls",
         "closed",
         "on_lost",
         "peer",
@@ -43,9 +45,11 @@ class SubflowSocket:
         subflow: Subflow,
         peer: str,
         on_lost: Callable[[str], None] | None,
+        tls: Tls | None = None,
     ) -> None:
         self._driver = driver
         self._sock = sock
+        self._tls = tls
         self._fd = sock.fileno()
         self.subflow = subflow
         self.peer = peer
@@ -53,6 +57,7 @@ class SubflowSocket:
         """Called once with the reason when the subflow died; not when we closed it."""
         self.closed = False
         self._out: list[Buffer] = []
+        """What the kernel does not take yet, as it goes over the wire."""
         self._rdhup = False
         self._lowat = subflow.lowat
         subflow.user = self
@@ -74,12 +79,16 @@ class SubflowSocket:
         keeps a peer from sending."""
         driver = self._driver
         pool = driver.pool
+        tls = self._tls
         for _ in range(_READS):
             if self.closed:
                 return
             space = pool.reserve()
             try:
-                count = self._sock.recv_into(space)
+                if tls is None:
+                    count = self._sock.recv_into(space)
+                else:
+                    count = tls.recv_into(self._sock, space)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -110,6 +119,8 @@ class SubflowSocket:
     def send(self, buffers: list[Buffer], size: int) -> None:
         """Send; keep what the socket does not take, and be not ready until it has."""
         try:
+            if self._tls is not None:
+                buffers, size = self._tls.seal(buffers)
             count = self._sock.sendmsg(buffers[:_IOV_MAX])
         except BlockingIOError:
             count = 0
@@ -124,7 +135,10 @@ class SubflowSocket:
         """Send a farewell if the socket takes it now, and close."""
         if not self._out:
             try:
-                self._sock.send(data)
+                buffers: list[Buffer] = [data]
+                if self._tls is not None:
+                    buffers, _ = self._tls.seal(buffers)
+                self._sock.sendmsg(buffers)
             except OSError:
                 self.close(reset=True)
                 return

@@ -1,4 +1,4 @@
-"""Passes an accepted subflow to the worker that owns its session (SCM_RIGHTS, unix(7)).
+"""Passes an accepted connection to the worker that owns its session (SCM_RIGHTS, unix(7)).
 
 The kernel spreads a session's subflows over all workers, but a session lives in one. Each worker
 has an inbox, a socket pair without a name in the file system; all workers hold its sending end.
@@ -16,7 +16,7 @@ import msgspec
 
 from fastmtcp.io.loop import Loop
 
-_MAX_SIZE = 8192
+_MAX_SIZE = 512
 _BATCH = 64
 
 
@@ -34,21 +34,22 @@ class Inbox:
 
 
 class WorkerHandoff:
-    """One worker's view of all inboxes. `on_handoff(sock, peer, state)` gets what comes."""
+    """One worker's view of all inboxes. `on_handoff(sock, peer, tls, until)` gets what comes."""
 
     def __init__(self, loop: Loop, inboxes: list[Inbox], index: int) -> None:
         self._inboxes = inboxes
         self._own = inboxes[index].receiving
-        self.on_handoff: Callable[[socket.socket, str, bytes], None] | None = None
+        self.on_handoff: Callable[[socket.socket, str, bool, float], None] | None = None
         loop.watch_level(self._own.fileno(), self._on_event)
 
     def knows(self, owner: int) -> bool:
         """True if there is a worker of this index."""
         return owner < len(self._inboxes)
 
-    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
-        """Pass `sock` on. False if the worker's inbox is full, or we are out of descriptors."""
-        message = msgspec.msgpack.encode((peer, state))
+    def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
+        """Pass `sock` on. False if the worker's inbox is full, or we are out of descriptors.
+        `until` is a time of the monotonic clock, which all processes share."""
+        message = msgspec.msgpack.encode((peer, tls, until))
         try:
             socket.send_fds(self._inboxes[owner].sending, [message], [sock.fileno()])
         except OSError:
@@ -63,10 +64,10 @@ class WorkerHandoff:
                 return
             if not fds:
                 continue  # out of descriptors: the kernel dropped it, the client tries again
-            peer, state = msgspec.msgpack.decode(message, type=tuple[str, bytes])
+            peer, tls, until = msgspec.msgpack.decode(message, type=tuple[str, bool, float])
             if self.on_handoff is None:
                 os.close(fds[0])
                 continue
             sock = socket.socket(fileno=fds[0])
             sock.setblocking(False)
-            self.on_handoff(sock, peer, state)
+            self.on_handoff(sock, peer, tls, until)

@@ -15,15 +15,16 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from fastmtcp import keys, logs
+from fastmtcp import credentials, logs
 from fastmtcp import login as logins
-from fastmtcp.auth import NO_KEY
 from fastmtcp.client import ClientWorker
 from fastmtcp.config import CONTROL_OFF, ClientConfig, Config, ServerConfig
 from fastmtcp.control import ControlName
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
+from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address
@@ -412,15 +413,18 @@ class PortHolder:
 
 def run_server(config: ServerConfig) -> int:
     """Run `fastmtcp-server`; returns its exit code."""
-    key = keys.load(config.key_file) if config.key_file else NO_KEY
+    clients, security = credentials.of_server(config)
     ports = PortHolder(config.listen)
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
     def make(index: int) -> RoleFactory:
         def factory(loop: Loop, _channel: Channel) -> Role:
             handoff = WorkerHandoff(loop, inboxes, index)
-            worker = ServerWorker(loop, config, key, index, ports.bind_all(), handoff)
-            handoff.on_handoff = worker.on_handoff
+            worker = ServerWorker(
+                loop, config, clients, index, ports.bind_all(), handoff, security=security
+            )
+            handoff.on_handoff = worker.reception.on_handoff
+            _watch_files(loop, config, worker)
             return worker
 
         return factory
@@ -428,9 +432,23 @@ def run_server(config: ServerConfig) -> int:
     return _run("server", config, ports, make)
 
 
+def _watch_files(loop: Loop, config: ServerConfig, worker: ServerWorker) -> None:
+    if config.clients_file is not None:
+        read = partial(credentials.read_clients, config)
+        FileWatch(loop, [config.clients_file], read, worker.set_clients)
+    if config.tls:
+        names = [config.certificate, config.certificate_key, config.client_ca_file]
+        FileWatch(
+            loop,
+            [name for name in names if name is not None],
+            partial(credentials.read_certificate, config),
+            worker.set_security,
+        )
+
+
 def run_client(config: ClientConfig) -> int:
     """Run `fastmtcp-client`; returns its exit code."""
-    key = keys.load(config.key_file) if config.key_file else NO_KEY
+    config, own = credentials.of_client(config)
     login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = PortHolder([way.place for way in ways])
@@ -442,7 +460,7 @@ def run_client(config: ClientConfig) -> int:
 
             sockets = zip(ports.owners, ports.bind_all(), strict=True)
             ways_in = [(ways[owner], sock) for owner, sock in sockets]
-            return ClientWorker(loop, config, key, ways_in, on_pool, login=login)
+            return ClientWorker(loop, config, own, ways_in, on_pool, login=login)
 
         return factory
 

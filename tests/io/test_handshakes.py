@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import struct
@@ -12,11 +11,14 @@ from collections.abc import Iterator
 import pytest
 from fastmtcp.auth import (
     MAX_MESSAGE,
+    NEW_SESSION,
     NONCE_SIZE,
+    PREAMBLE_SIZE,
     SESSION_ID_SIZE,
     ClientHandshake,
     Grant,
     Hello,
+    Preamble,
     RefuseCode,
     RefusedError,
     ServerHandshake,
@@ -24,19 +26,25 @@ from fastmtcp.auth import (
 )
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.identity import UNNAMED, Identity, unnamed
 from fastmtcp.io import handshakes
 from fastmtcp.io.handshakes import (
+    Arrival,
     ClientSocketHandshake,
     ServerSocketHandshake,
     SupersededError,
     refuse,
+    sealed,
 )
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.tls import ServerTls, Tls
 
 from tests.io.net import WAIT, abort, read_all, run_until, tcp_pair, turn
 
-KEY = bytes(range(32))
-OTHER_KEY = bytes(32)
+KEY = Identity.from_key(UNNAMED, bytes(range(32)))
+OTHER_KEY = Identity.from_key(UNNAMED, bytes(32))
+CLIENTS = unnamed(bytes(range(32)))
+NEW = Preamble(False, NEW_SESSION)
 GRANT = Grant(b"s" * SESSION_ID_SIZE, 65536, 100)
 
 
@@ -54,33 +62,59 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ServerSide:
-    """A handshake as the server runs it."""
+    """A handshake as the server runs it: the preamble, then the rest."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, key: bytes = KEY) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, security: ServerTls | None = None) -> None:
         self.loop = loop
         self.sock = sock
+        self.security = security
         self.proved: ServerHandshake | None = None
-        self.over = 0
+        self.tls: Tls | None = None
+        self.errors: list[PeerError] = []
         turn(loop, 1)  # so that loop.now is now
-        self.handshake = ServerSocketHandshake(
-            loop, sock, "the-peer", key, self._on_proved, self._on_over
+        self.handshake: Arrival | ServerSocketHandshake = Arrival(
+            loop, sock, self._on_arrived, self._on_failed
         )
 
-    def _on_proved(self, sock: socket.socket, handshake: ServerHandshake, peer: str) -> None:
-        assert peer == "the-peer"
-        assert self.over == 1
-        self.proved = handshake
-        sock.send(handshake.welcome(GRANT))
+    def _on_arrived(self, arrival: Arrival, sock: socket.socket, preamble: Preamble) -> None:
+        assert arrival is self.handshake
+        self.handshake = ServerSocketHandshake(
+            self.loop,
+            sock,
+            preamble,
+            CLIENTS,
+            self.security,
+            arrival.until,
+            self._on_proved,
+            self._on_failed,
+        )
 
-    def _on_over(self, handshake: ServerSocketHandshake) -> None:
-        assert handshake is self.handshake
-        self.over += 1
+    def _on_proved(
+        self,
+        waiting: ServerSocketHandshake,
+        sock: socket.socket,
+        tls: Tls | None,
+        handshake: ServerHandshake,
+    ) -> None:
+        assert waiting is self.handshake
+        self.proved = handshake
+        self.tls = tls
+        sock.send(sealed(tls, handshake.welcome(GRANT)))
+
+    def _on_failed(self, waiting: Arrival | ServerSocketHandshake, error: PeerError) -> None:
+        assert waiting is self.handshake
+        assert self.sock.fileno() == -1
+        self.errors.append(error)
+
+    @property
+    def over(self) -> bool:
+        return bool(self.proved or self.errors)
 
 
 class ClientSide:
     """A handshake as the client runs it."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, key: bytes = KEY) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, key: Identity = KEY) -> None:
         self.sock = sock
         self.granted: ClientHandshake | None = None
         self.errors: list[PeerError] = []
@@ -89,7 +123,7 @@ class ClientSide:
             loop, sock, key, 3, None, self._on_done, self.errors.append
         )
 
-    def _on_done(self, sock: socket.socket, handshake: ClientHandshake) -> None:
+    def _on_done(self, sock: socket.socket, _tls: Tls | None, handshake: ClientHandshake) -> None:
         assert sock is self.sock
         self.granted = handshake
 
@@ -98,7 +132,7 @@ class ClientSide:
         return bool(self.granted or self.errors)
 
 
-def both(loop: Loop, client_key: bytes = KEY) -> tuple[ClientSide, ServerSide]:
+def both(loop: Loop, client_key: Identity = KEY) -> tuple[ClientSide, ServerSide]:
     near, far = tcp_pair()
     near.setblocking(False)
     return ClientSide(loop, near, client_key), ServerSide(loop, far)
@@ -110,7 +144,6 @@ def test_both_sides_agree_and_keep_their_sockets(loop: Loop) -> None:
     assert client.granted is not None
     assert client.granted.grant == GRANT
     assert server.proved is not None
-    assert server.over == 1
     with client.sock, server.sock:
         server.sock.send(b"on it goes")
         client.sock.settimeout(WAIT)
@@ -122,8 +155,8 @@ def test_first_frames_behind_the_welcome_are_kept(loop: Loop) -> None:
     near.setblocking(False)
     client = ClientSide(loop, near)
     far.settimeout(WAIT)
-    server = ServerHandshake(KEY, os.urandom(NONCE_SIZE))
-    far.sendall(server.feed(far.recv(4096)))
+    server = ServerHandshake(CLIENTS, os.urandom(NONCE_SIZE), NEW)
+    far.sendall(server.feed(far.recv(4096)[PREAMBLE_SIZE:]))
     turn(loop)
     run_until(loop, lambda: far.recv(1, socket.MSG_PEEK))
     server.feed(far.recv(4096))
@@ -135,40 +168,32 @@ def test_first_frames_behind_the_welcome_are_kept(loop: Loop) -> None:
     far.close()
 
 
-def test_a_wrong_key_is_told_to_the_client_and_logged(
-    loop: Loop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_key_is_told_to_the_client(loop: Loop) -> None:
     client, server = both(loop, OTHER_KEY)
     run_until(loop, lambda: client.known)
     (error,) = client.errors
     assert isinstance(error, RefusedError)
     assert error.code is RefuseCode.KEY
     assert server.proved is None
-    assert server.over == 1
     assert client.sock.fileno() == server.sock.fileno() == -1
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.getMessage() == (
-        "connection from the-peer refused: the keys differ; use the same key file on both sides"
-    )
+    (refused,) = server.errors
+    assert str(refused) == str(error)
 
 
-def test_another_version_is_told_to_the_client(
-    loop: Loop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_version_is_told_to_the_client(loop: Loop) -> None:
     near, far = tcp_pair()
     server = ServerSide(loop, far)
     with near:
-        near.sendall(pack(Hello("fastmtcp", [99], b"n" * NONCE_SIZE, b"", 0)))
+        near.sendall(NEW.encode() + pack(Hello([99], UNNAMED, b"n" * NONCE_SIZE, b"", 0)))
         run_until(loop, lambda: server.over)
         with pytest.raises(RefusedError, match="protocol version"):
             ClientHandshake(KEY, b"n" * NONCE_SIZE, 0).feed(read_all(near))
-    assert "protocol version" in caplog.text
+    assert "protocol version" in str(server.errors[0])
 
 
 class TestWhoeverDoesNotSpeakProperly:
-    def drops(self, loop: Loop, content: bytes) -> None:
-        """The server closes the connection without a word."""
+    def drops(self, loop: Loop, content: bytes) -> str:
+        """The server closes the connection without a word; returns the reason it has."""
         near, far = tcp_pair()
         server = ServerSide(loop, far)
         with near:
@@ -178,28 +203,28 @@ class TestWhoeverDoesNotSpeakProperly:
             assert server.proved is None
             with contextlib.suppress(ConnectionResetError):  # when it did not read all of it
                 assert near.recv(100) == b""
+            return str(server.errors[0])
 
     def test_garbage(self, loop: Loop) -> None:
-        for content in (b"GET / HTTP/1.0\r\n\r\n" * 100, b"\0\0", b"\0\5\xc1\xc1\xc1\xc1\xc1"):
+        start = NEW.encode()
+        garbage = b"\0\5\xc1\xc1\xc1\xc1\xc1"
+        for content in (b"GET / HTTP/1.0\r\n\r\n" * 100, b"\0\0", garbage, start + garbage):
             self.drops(loop, content)
 
     def test_more_than_a_message_may_have(self, loop: Loop) -> None:
-        self.drops(loop, struct.pack("!H", MAX_MESSAGE + 1))
-        self.drops(loop, b"\xff" * 1_000_000)
+        self.drops(loop, NEW.encode() + struct.pack("!H", MAX_MESSAGE + 1))
+        self.drops(loop, NEW.encode() + b"\xff" * 1_000_000)
 
     @pytest.mark.usefixtures("hasty")
-    def test_a_silent_client_is_dropped_in_time(
-        self, loop: Loop, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        caplog.set_level(logging.INFO, "fastmtcp")
-        self.drops(loop, b"")
-        assert "connection from the-peer dropped: no answer to the handshake" in caplog.text
+    def test_a_silent_client_is_dropped_in_time(self, loop: Loop) -> None:
+        for content in (b"", NEW.encode()[:5], NEW.encode()):
+            assert self.drops(loop, content) == "no answer to the handshake"
 
     @pytest.mark.usefixtures("hasty")
     def test_drip_feeding_gains_no_time(self, loop: Loop) -> None:
         near, far = tcp_pair()
         server = ServerSide(loop, far)
-        hello = ClientHandshake(KEY, b"n" * NONCE_SIZE, 0).hello
+        hello = NEW.encode() + ClientHandshake(KEY, b"n" * NONCE_SIZE, 0).hello
         with near:
             fed = iter(hello)
 
@@ -284,7 +309,7 @@ def test_cancel_tells_nobody(loop: Loop) -> None:
 def test_refuse_says_why_and_closes(loop: Loop) -> None:
     near, far = tcp_pair()
     loop.watch(far.fileno(), lambda mask: None)
-    refuse(loop, far, RefusedError(RefuseCode.DRAINING, "shutting down"))
+    refuse(loop, far, None, RefusedError(RefuseCode.DRAINING, "shutting down"))
     assert far.fileno() == -1
     with near, pytest.raises(RefusedError, match="shutting down") as caught:
         ClientHandshake(KEY, b"n" * NONCE_SIZE, 0).feed(read_all(near))
@@ -298,7 +323,14 @@ def test_the_role_is_in_the_first_message(loop: Loop) -> None:
     granted: list[ClientHandshake] = []
     role = Role.UP | Role.BACKUP
     ClientSocketHandshake(
-        loop, near, KEY, 3, None, lambda _sock, done: granted.append(done), lambda _e: None, role
+        loop,
+        near,
+        KEY,
+        3,
+        None,
+        lambda _sock, _tls, done: granted.append(done),
+        lambda _e: None,
+        role,
     )
     run_until(loop, lambda: granted)
     assert server.proved is not None
@@ -313,7 +345,7 @@ def test_bytes_that_were_there_before_count(loop: Loop, read_before: int | None)
     """Whoever had the socket before may have read some, or have been told of them."""
     near, far = tcp_pair()
     loop.watch(near.fileno(), lambda _mask: None)
-    server = ServerHandshake(KEY, os.urandom(NONCE_SIZE))
+    server = ServerHandshake(CLIENTS, os.urandom(NONCE_SIZE), NEW)
     greeting = server.feed(ClientHandshake(KEY, os.urandom(NONCE_SIZE), 3).hello)
     far.sendall(greeting)
     turn(loop, 5)
@@ -322,7 +354,7 @@ def test_bytes_that_were_there_before_count(loop: Loop, read_before: int | None)
     near.setblocking(False)
     errors: list[PeerError] = []
     handshake = ClientSocketHandshake(
-        loop, near, KEY, 3, None, lambda _sock, _done: None, errors.append, early=early
+        loop, near, KEY, 3, None, lambda _sock, _tls, _done: None, errors.append, early=early
     )
     turn(loop, 5)
     # Both the HELLO and the answer to the greeting have been sent.
@@ -353,7 +385,7 @@ def test_it_is_asked_once_before_the_proof(loop: Loop, may: bool) -> None:
         KEY,
         3,
         None,
-        lambda _sock, done: granted.append(done),
+        lambda _sock, _tls, done: granted.append(done),
         errors.append,
         may_go_on=may_go_on,
     )

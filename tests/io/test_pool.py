@@ -13,9 +13,11 @@ from fastmtcp import slot as slot_module
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config import ClientConfig, ServerConfig
 from fastmtcp.connections import Connections
+from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.role import Role
+from fastmtcp.identity import UNNAMED, Identity, unnamed
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
@@ -35,7 +37,8 @@ from tests.io.net import (
     turn,
 )
 
-KEY = bytes(range(32))
+CREDENTIALS = Credentials(Identity.from_key(UNNAMED, bytes(range(32))))
+CLIENTS = unnamed(bytes(range(32)))
 EXPRESS = Role.BOTH | Role.EXPRESS
 Logs = pytest.LogCaptureFixture
 
@@ -44,7 +47,7 @@ class NoHandoff:
     def knows(self, owner: int) -> bool:
         return False
 
-    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
+    def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
         return False
 
 
@@ -65,7 +68,7 @@ class World:
         config = ServerConfig(target=Endpoint(*self.target.getsockname()))
         sockets = [bind((socket.AF_INET, ("127.0.0.1", 0)), shared=False) for _ in range(ports)]
         numbers = [sock.getsockname()[1] for sock in sockets]
-        worker = ServerWorker(self.loop, config, KEY, 0, sockets, NoHandoff())
+        worker = ServerWorker(self.loop, config, CLIENTS, 0, sockets, NoHandoff())
         self.servers.append(worker)
         return worker, numbers
 
@@ -105,15 +108,15 @@ class Client:
             BufferPool(),
             resolver,
             config,
-            KEY,
+            CREDENTIALS,
             Limits(),
             lambda: None,
             lambda _session, reason: world.ended.append(reason),
         )
         world.clients.append(self.session)
         self.pool = self.session.pool
-        self.config_paths = config.server
-        self.pool.set_paths(config.server)
+        self.config_paths = config.paths
+        self.pool.set_paths(config.paths)
 
     @property
     def up(self) -> list[int]:
@@ -402,7 +405,7 @@ def test_a_change_of_the_network_ends_the_pause(
         assert path.slots[0]._attempt is None
     listener = bind((socket.AF_INET, ("127.0.0.1", port)), shared=False)
     config = ServerConfig(target=Endpoint(*world.target.getsockname()))
-    world.servers.append(ServerWorker(world.loop, config, KEY, 0, [listener], NoHandoff()))
+    world.servers.append(ServerWorker(world.loop, config, CLIENTS, 0, [listener], NoHandoff()))
     client.pool.network_changed(frozenset())
     client.until_up(2)
 

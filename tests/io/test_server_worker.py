@@ -7,15 +7,16 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp import reception as reception_module
 from fastmtcp import server as server_module
 from fastmtcp.auth import (
     NONCE_SIZE,
     SESSION_ID_SIZE,
     ClientHandshake,
     Membership,
+    Preamble,
     RefuseCode,
     RefusedError,
-    ServerHandshake,
 )
 from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import Endpoint
@@ -23,6 +24,8 @@ from fastmtcp.engine.codec import encode
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.frames import Ack, Frame, Open, Reset
 from fastmtcp.engine.limits import Limits
+from fastmtcp.identity import UNNAMED, Identity, unnamed
+from fastmtcp.io.handshakes import HANDSHAKE_TIMEOUT
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.server import ServerWorker
@@ -32,6 +35,7 @@ from tests.io.net import WAIT, Background, run_until, turn
 from tests.unit.wire import parse
 
 KEY = bytes(range(32))
+IDENTITY = Identity.from_key(UNNAMED, KEY)
 INDEX = 5
 LIMITS = Limits(max_subflows=3)
 
@@ -41,15 +45,15 @@ class Inboxes:
 
     def __init__(self) -> None:
         self.has_room = True
-        self.passed: list[tuple[int, socket.socket, str, bytes]] = []
+        self.passed: list[tuple[int, socket.socket, str, bool, float]] = []
 
     def knows(self, owner: int) -> bool:
         return True
 
-    def send(self, owner: int, sock: socket.socket, peer: str, state: bytes) -> bool:
+    def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
         if self.has_room:
             # The other process gets a descriptor of its own.
-            self.passed.append((owner, sock.dup(), peer, state))
+            self.passed.append((owner, sock.dup(), peer, tls, until))
         return self.has_room
 
 
@@ -63,7 +67,9 @@ class Server:
         self.port = self.target.getsockname()[1]
         rules = tuple(Rule.parse(rule.replace("PORT", str(self.port))) for rule in allow)
         config = ServerConfig(target=Endpoint("127.0.0.1", self.port), allow=rules)
-        self.worker = ServerWorker(self.loop, config, KEY, INDEX, [listening], self.inboxes, LIMITS)
+        self.worker = ServerWorker(
+            self.loop, config, unnamed(KEY), INDEX, [listening], self.inboxes, LIMITS
+        )
         self.sockets: list[socket.socket] = []
         self.drained: list[bool] = []
         self._subflow = 0
@@ -73,16 +79,22 @@ class Server:
         self.sockets.append(sock)
         return sock
 
-    def shake(self, join: Membership | None = None, subflow: int | None = None) -> ClientHandshake:
+    def shake(
+        self,
+        join: Membership | None = None,
+        subflow: int | None = None,
+        identity: Identity = IDENTITY,
+    ) -> ClientHandshake:
         """Connect and run the client's side. Raises RefusedError as that does."""
         if subflow is None:
             subflow = self._subflow
             self._subflow += 1
         sock = self.connect()
-        handshake = ClientHandshake(KEY, os.urandom(NONCE_SIZE), subflow, join)
+        handshake = ClientHandshake(identity, os.urandom(NONCE_SIZE), subflow, join)
+        preamble = Preamble.of(join.session if join else b"", tls=False)
 
         def run() -> None:
-            sock.sendall(handshake.hello)
+            sock.sendall(preamble.encode() + handshake.hello)
             while handshake.grant is None and (part := sock.recv(4096)):
                 sock.sendall(handshake.feed(part))
 
@@ -103,11 +115,20 @@ class Server:
         self.sockets.append(near)
         near.settimeout(WAIT)
         far.setblocking(False)
-        client = ClientHandshake(KEY, os.urandom(NONCE_SIZE), subflow, join)
-        accepting = ServerHandshake(KEY, os.urandom(NONCE_SIZE))
-        accepting.feed(client.feed(accepting.feed(client.hello)))
-        self.worker.on_handoff(far, "somebody", accepting.export())
-        client.feed(near.recv(4096))
+        client = ClientHandshake(IDENTITY, os.urandom(NONCE_SIZE), subflow, join)
+        if join is None:
+            preamble = Preamble(False, INDEX)
+            client._transcript = preamble.encode() + client.hello
+        self.worker.reception.on_handoff(far, "somebody", False, self.loop.clock() + 5)
+
+        def run() -> None:
+            near.sendall(client.hello)
+            while client.grant is None and (part := near.recv(4096)):
+                near.sendall(client.feed(part))
+
+        work = Background(run)
+        run_until(self.loop, lambda: work.done, "the handshake ends")
+        work.result()
         return client
 
     def said(self, sock: socket.socket) -> list[Frame]:
@@ -204,7 +225,7 @@ def test_too_many_sessions(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_too_many_handshakes_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_HANDSHAKES", 3)
+    monkeypatch.setattr(reception_module, "MAX_HANDSHAKES", 3)
     silent = [server.connect() for _ in range(3)]
     turn(server.loop, 10)
     late = server.connect()
@@ -225,16 +246,17 @@ class TestHandingOver:
     OTHER = 2
 
     def test_a_connection_goes_to_its_sessions_owner(self, server: Server) -> None:
+        """With nothing of it read but the preamble, whatever is behind that."""
         theirs = Membership(self.OTHER.to_bytes(2) + b"x" * (SESSION_ID_SIZE - 2), b"s" * 32)
         handshake = server.shake(theirs)
-        ((owner, sock, peer, state),) = server.inboxes.passed
+        ((owner, sock, peer, tls, until),) = server.inboxes.passed
         with sock:
-            assert owner == self.OTHER
+            assert (owner, tls) == (self.OTHER, False)
+            assert 0 < until - server.loop.now <= HANDSHAKE_TIMEOUT
             assert sock.getpeername() == server.sockets[0].getsockname()
             assert peer == f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            restored = ServerHandshake.restore(KEY, state)
-            assert restored.joins == theirs.session
-            assert restored.may_join(theirs.secret)
+            sock.settimeout(WAIT)
+            assert sock.recv(4096) == handshake.hello
             # This worker has nothing to do with it any more, and the connection lives.
             assert sock.fileno() not in server.loop._handlers
             assert server.worker.subflows == 0
@@ -243,11 +265,14 @@ class TestHandingOver:
             with pytest.raises(BlockingIOError):
                 server.sockets[0].recv(1)
 
-    def test_without_room_in_the_inbox_it_is_refused(self, server: Server) -> None:
+    def test_without_room_in_the_inbox_it_is_closed(self, server: Server) -> None:
         server.inboxes.has_room = False
-        theirs = Membership(self.OTHER.to_bytes(2) + b"x" * (SESSION_ID_SIZE - 2), b"s" * 32)
-        # Not as an unknown session: the client would give that up, with all its streams.
-        assert refused(server, theirs) is RefuseCode.LIMIT
+        sock = server.connect()
+        sock.sendall(Preamble(False, self.OTHER).encode())
+        got = Background(sock.recv, 10)
+        run_until(server.loop, lambda: got.done)
+        # Not told that the session is not known: the client would give it up with its streams.
+        assert got.result() == b""
 
     def test_the_owner_goes_on_where_the_other_worker_stopped(self, server: Server) -> None:
         membership = server.new_session()

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import itertools
 import struct
 from collections.abc import Callable
 
 import msgspec
 import pytest
-from fastmtcp import auth
 from fastmtcp.auth import (
+    FORM,
+    MAGIC,
     MAX_MESSAGE,
-    NO_KEY,
+    NEW_SESSION,
     NONCE_SIZE,
+    PREAMBLE_SIZE,
     SESSION_ID_SIZE,
+    WRONG_KEY,
     Challenge,
     ClientHandshake,
     Grant,
     Hello,
     Membership,
+    Preamble,
     Proof,
     Refuse,
     RefuseCode,
     RefusedError,
     ServerHandshake,
     Welcome,
+    clear_refusal,
+    new_session_id,
     pack,
     refusal,
 )
 from fastmtcp.engine.frames import VERSION
 from fastmtcp.errors import PeerError
+from fastmtcp.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,12 +51,44 @@ SESSION = b"\0\1" + b"session-id-xyz"
 GRANT = Grant(SESSION, 65536, 4096)
 
 
-def new_client(key: bytes = KEY, join: Membership | None = None) -> ClientHandshake:
-    return ClientHandshake(key, CLIENT_NONCE, 7, join)
+CERTIFICATE = b"f" * 32
+NAMED = Identity.from_key("laptop", OTHER_KEY)
+NEW = Preamble(tls=False, worker=NEW_SESSION)
+JOINS = Preamble.of(SESSION, tls=False)
 
 
-def new_server(key: bytes = KEY, nonce: bytes = SERVER_NONCE) -> ServerHandshake:
-    return ServerHandshake(key, nonce)
+def identity(key: bytes = KEY) -> Identity:
+    return Identity.from_key(UNNAMED, key)
+
+
+def new_client(
+    key: bytes = KEY, join: Membership | None = None, certificate: bytes = b""
+) -> ClientHandshake:
+    return ClientHandshake(identity(key), CLIENT_NONCE, 7, join, certificate=certificate)
+
+
+def new_server(
+    key: bytes = KEY,
+    nonce: bytes = SERVER_NONCE,
+    preamble: Preamble = NEW,
+    certificate: bytes = b"",
+) -> ServerHandshake:
+    return ServerHandshake(unnamed(key), nonce, preamble, certificate)
+
+
+def proof_of(identity: Identity, transcript: bytes, join: bytes = b"") -> bytes:
+    """The PROOF of whoever has the key, in other words than the code's."""
+    digest = hashlib.sha256(transcript).digest()
+    stored_key = hashlib.sha256(identity.client_key).digest()
+    signature = hmac.digest(stored_key, b"fastmtcp 1 client\0" + digest, "sha256")
+    pairs = zip(identity.client_key, signature, strict=True)
+    return pack(Proof(bytes(a ^ b for a, b in pairs), join))
+
+
+def joins(server: ServerHandshake) -> bytes:
+    """The session that a client which has proved its key wants to join."""
+    assert server.request is not None
+    return server.request.session
 
 
 def bodies(data: bytes) -> list[bytes]:
@@ -83,7 +124,7 @@ class TestWhole:
         shake(client, server)
         assert server.request is not None
         assert server.request.subflow == client.subflow_id == 7
-        assert server.joins == b""
+        assert server.request.session == b""
         assert client.membership == Membership(SESSION, server.session_secret())
 
     def test_without_a_key_the_same_handshake_runs(self) -> None:
@@ -138,11 +179,11 @@ class TestKeys:
         client, server = new_client(OTHER_KEY), new_server()
         challenge = server.feed(client.hello)
         assert [msgspec.msgpack.decode(body)[0] for body in bodies(challenge)] == [2]
-        with pytest.raises(RefusedError, match="keys differ") as caught:
+        with pytest.raises(RefusedError, match="wrong key") as caught:
             server.feed(client.feed(challenge))
         assert caught.value.code is RefuseCode.KEY
         assert server.request is None
-        with pytest.raises(RefusedError, match="keys differ") as told:
+        with pytest.raises(RefusedError, match="wrong key") as told:
             client.feed(refusal(caught.value))
         assert told.value.code is RefuseCode.KEY
         assert client.grant is None
@@ -154,13 +195,10 @@ class TestKeys:
             server.feed(client.feed(server.feed(client.hello)))
 
     def test_a_server_that_lets_everybody_in_must_hold_the_key_too(self) -> None:
-        client = new_client()
-        transcript = client.hello + pack(Challenge(VERSION, SERVER_NONCE))
-        client.feed(transcript[len(client.hello) :])
-        impostor = ServerHandshake.restore(
-            OTHER_KEY, msgspec.msgpack.encode((transcript, pack(Proof(b"", b"")), b""))
-        )
-        with pytest.raises(PeerError, match="does not hold the key"):
+        client, impostor = new_client(), new_server(OTHER_KEY)
+        client.feed(impostor.feed(client.hello))
+        impostor.verifier = unnamed(OTHER_KEY)[UNNAMED]
+        with pytest.raises(PeerError, match="does not know this client"):
             client.feed(impostor.welcome(GRANT))
         assert client.grant is None
         assert client.membership is None
@@ -171,8 +209,8 @@ class TestKeys:
         challenge = pack(Challenge(VERSION, CLIENT_NONCE))
         (body,) = bodies(client.feed(challenge))
         proof = msgspec.msgpack.decode(body, type=Proof)
-        with pytest.raises(PeerError, match="does not hold the key"):
-            client.feed(pack(Welcome(msgspec.msgpack.encode(GRANT), proof.key)))
+        with pytest.raises(PeerError, match="does not know this client"):
+            client.feed(pack(Welcome(msgspec.msgpack.encode(GRANT), proof.client)))
 
     def test_a_recorded_proof_is_no_use_to_anybody_later(self) -> None:
         client, server = new_client(), new_server()
@@ -189,9 +227,9 @@ class TestKeys:
         challenge = server.feed(client.hello)
         server.feed(client.feed(challenge))
         welcome = server.welcome(GRANT)
-        victim = ClientHandshake(KEY, b"d" * NONCE_SIZE, 7)
+        victim = ClientHandshake(identity(), b"d" * NONCE_SIZE, 7)
         victim.feed(challenge)
-        with pytest.raises(PeerError, match="does not hold the key"):
+        with pytest.raises(PeerError, match="does not know this client"):
             victim.feed(welcome)
 
     def test_no_key_and_no_secret_in_what_may_be_logged(self) -> None:
@@ -226,8 +264,8 @@ class TestTranscript:
 
     @pytest.mark.parametrize(
         ("field", "value"),
-        [(2, [VERSION, 77]), (3, b"x" * NONCE_SIZE), (4, SESSION), (5, 8)],
-        ids=["versions", "nonce", "session", "subflow"],
+        [(1, [VERSION, 77]), (2, "other"), (3, b"x" * NONCE_SIZE), (4, SESSION), (5, 8)],
+        ids=["versions", "client", "nonce", "session", "subflow"],
     )
     def test_a_changed_hello(self, field: int, value: object) -> None:
         client, server = new_client(), new_server()
@@ -256,17 +294,17 @@ class TestTranscript:
         client, server = new_client(), new_server()
         server.feed(client.feed(server.feed(client.hello)))
         welcome = self.change(server.welcome(GRANT), 1, msgspec.msgpack.encode(grant))
-        with pytest.raises(PeerError, match="does not hold the key"):
+        with pytest.raises(PeerError, match="does not know this client"):
             client.feed(welcome)
         assert client.grant is None
 
     def test_a_changed_join_proof_changes_the_welcome(self) -> None:
         membership, secret = create_session()
-        client, server = new_client(join=membership), new_server()
+        client, server = new_client(join=membership), new_server(preamble=JOINS)
         proof = client.feed(server.feed(client.hello))
         server.feed(self.change(proof, 2, b"z" * 32))
         assert not server.may_join(secret)
-        with pytest.raises(PeerError, match="does not hold the key"):
+        with pytest.raises(PeerError, match="does not know this client"):
             client.feed(server.welcome(GRANT))
 
     @given(st.integers(0, 10_000), st.integers(1, 255), st.sampled_from(["hello", "challenge"]))
@@ -297,9 +335,12 @@ def flip_byte(data: bytes, position: int, flip: int) -> bytes:
 class TestJoining:
     def test_a_member_joins(self) -> None:
         membership, secret = create_session()
-        client, server = new_client(join=membership), new_server(nonce=b"u" * NONCE_SIZE)
+        client, server = (
+            new_client(join=membership),
+            new_server(nonce=b"u" * NONCE_SIZE, preamble=JOINS),
+        )
         server.feed(client.feed(server.feed(client.hello)))
-        assert server.joins == SESSION
+        assert joins(server) == SESSION
         assert server.may_join(secret)
         client.feed(server.welcome(GRANT))
         assert client.membership is membership
@@ -307,32 +348,30 @@ class TestJoining:
     def test_the_key_alone_is_not_enough(self) -> None:
         _, secret = create_session()
         guess = Membership(SESSION, b"g" * 32)
-        client, server = new_client(join=guess), new_server()
+        client, server = new_client(join=guess), new_server(preamble=JOINS)
         server.feed(client.feed(server.feed(client.hello)))
-        assert server.joins == SESSION
+        assert joins(server) == SESSION
         assert not server.may_join(secret)
 
     def test_no_join_proof_at_all_is_not_enough(self) -> None:
         _, secret = create_session()
-        server = new_server()
-        hello = pack(Hello("fastmtcp", [VERSION], CLIENT_NONCE, SESSION, 7))
+        server = new_server(preamble=JOINS)
+        hello = pack(Hello([VERSION], UNNAMED, CLIENT_NONCE, SESSION, 7))
         challenge = server.feed(hello)
-        key_mac = auth._mac(KEY, "client", hello + challenge)
-        server.feed(pack(Proof(key_mac, b"")))
-        assert server.joins == SESSION
+        server.feed(proof_of(identity(), JOINS.encode() + hello + challenge))
+        assert joins(server) == SESSION
         assert not server.may_join(secret)
 
     def test_a_recorded_join_proof_is_no_use_later(self) -> None:
         membership, secret = create_session()
-        client, server = new_client(join=membership), new_server()
+        client, server = new_client(join=membership), new_server(preamble=JOINS)
         recorded = client.feed(server.feed(client.hello))
-        later = new_server(nonce=b"v" * NONCE_SIZE)
+        later = new_server(nonce=b"v" * NONCE_SIZE, preamble=JOINS)
         challenge = later.feed(client.hello)
         # Even from somebody who has the key: only the secret makes a join proof.
         (body,) = bodies(recorded)
         join = msgspec.msgpack.decode(body, type=Proof).join
-        key_mac = auth._mac(KEY, "client", client.hello + challenge)
-        later.feed(pack(Proof(key_mac, join)))
+        later.feed(proof_of(identity(), JOINS.encode() + client.hello + challenge, join))
         assert not later.may_join(secret)
 
     def test_every_session_has_a_secret_of_its_own(self) -> None:
@@ -343,42 +382,138 @@ class TestJoining:
         assert first.session_secret() != KEY
 
 
-class TestHandingOver:
-    """A worker accepts and authenticates, the session's owner goes on."""
+class TestNames:
+    """A server knows many clients, by what their keys leave behind."""
 
-    def test_the_owner_goes_on_where_the_other_stopped(self) -> None:
-        membership, secret = create_session()
-        client, accepting = new_client(join=membership), new_server(nonce=b"u" * NONCE_SIZE)
-        accepting.feed(client.feed(accepting.feed(client.hello)) + b"early frames")
-        owner = ServerHandshake.restore(KEY, accepting.export())
-        assert owner.request == accepting.request
-        assert owner.joins == SESSION
-        assert owner.early == b"early frames"
-        assert owner.may_join(secret)
-        assert not owner.may_join(b"?" * 32)
-        assert owner.session_secret() == accepting.session_secret()
-        client.feed(owner.welcome(GRANT))
-        assert client.grant == GRANT
+    CLIENTS: Clients = {NAMED.name: NAMED.verifier} | dict(unnamed(KEY))
 
-    def test_what_is_handed_over_holds_no_key(self) -> None:
-        membership, secret = create_session()
-        client, server = new_client(join=membership), new_server()
-        server.feed(client.feed(server.feed(client.hello)))
-        state = server.export()
-        assert KEY not in state
-        assert secret not in state
+    def server(self) -> ServerHandshake:
+        return ServerHandshake(self.CLIENTS, SERVER_NONCE, NEW)
 
-    def test_it_fits_into_one_datagram_with_room_to_spare(self) -> None:
-        membership, _ = create_session()
-        client, server = new_client(join=membership), new_server()
-        server.feed(client.feed(server.feed(client.hello)) + bytes(2048))
-        assert len(server.export()) < 4096
+    def refusal_of(self, identity: Identity) -> bytes:
+        """What a client of this server is told that should not get in."""
+        client, server = ClientHandshake(identity, CLIENT_NONCE, 7), self.server()
+        proof = client.feed(server.feed(client.hello))
+        with pytest.raises(RefusedError) as caught:
+            server.feed(proof)
+        assert server.request is None
+        return refusal(caught.value)
+
+    def test_each_gets_in_with_its_own_key(self) -> None:
+        for one in (NAMED, identity()):
+            client, server = ClientHandshake(one, CLIENT_NONCE, 7), self.server()
+            shake(client, server)
+            assert server.request is not None
+            assert server.request.client == one.name
+            assert server.verifier == one.verifier
+
+    def test_every_wrong_key_is_told_the_same(self) -> None:
+        wrong = [
+            Identity.from_key(NAMED.name, KEY),
+            Identity.from_key(UNNAMED, OTHER_KEY),
+            Identity.from_key("nobody", OTHER_KEY),
+            Identity.from_key("nobody", bytes(32)),
+            Identity.from_key("x" * 500, OTHER_KEY),
+            Identity.from_key("no\nname", OTHER_KEY),
+        ]
+        assert {self.refusal_of(one) for one in wrong} == {
+            refusal(RefusedError(RefuseCode.KEY, WRONG_KEY))
+        }
+
+    def test_what_the_server_keeps_does_not_get_anybody_in(self) -> None:
+        """A thief of the list has both keys of each client, but not the client's."""
+        kept = NAMED.verifier
+        for stolen in (kept.stored_key, kept.server_key):
+            self.refusal_of(Identity(NAMED.name, stolen, kept.server_key))
+
+    def test_a_proof_of_the_wrong_size_is_wrong(self) -> None:
+        for size in (0, 31, 33):
+            server = self.server()
+            server.feed(new_client().hello)
+            with pytest.raises(RefusedError, match="wrong key"):
+                server.feed(pack(Proof(bytes(size), b"")))
+
+    def test_nothing_of_a_key_shows(self) -> None:
+        texts = [repr(NAMED), repr(NAMED.verifier), str(self.CLIENTS)]
+        for secret in (OTHER_KEY, NAMED.client_key, NAMED.server_key, NAMED.verifier.stored_key):
+            for text in texts:
+                assert secret.hex() not in text
+                assert repr(secret)[2:-1] not in text
+
+
+class TestPreamble:
+    @pytest.mark.parametrize("tls", [True, False])
+    @pytest.mark.parametrize("worker", [0, 1, 255, NEW_SESSION])
+    def test_there_and_back(self, tls: bool, worker: int) -> None:
+        preamble = Preamble(tls, worker)
+        data = preamble.encode()
+        assert len(data) == PREAMBLE_SIZE
+        assert Preamble.decode(data) == preamble
+        for end in range(PREAMBLE_SIZE):
+            assert Preamble.decode(data[:end]) is None
+
+    def test_it_names_the_worker_of_a_session(self) -> None:
+        assert Preamble.of(new_session_id(7), tls=True) == Preamble(True, 7)
+        assert Preamble.of(b"", tls=False) == NEW
+
+    def test_anything_else_is_noticed_at_its_first_wrong_byte(self) -> None:
+        right = NEW.encode()
+        for at in range(len(MAGIC) + 2):
+            wrong = right[:at] + bytes([right[at] ^ 0x80]) + right[at + 1 :]
+            with pytest.raises(PeerError, match="does not speak fastmtcp"):
+                Preamble.decode(wrong[: at + 1] if at < len(MAGIC) else wrong)
+        for form in (0, FORM + 1):
+            with pytest.raises(PeerError):
+                Preamble.decode(MAGIC + bytes([form]) + right[len(MAGIC) + 1 :])
+
+    @given(st.binary(max_size=40))
+    def test_any_bytes(self, data: bytes) -> None:
+        with contextlib.suppress(PeerError):
+            Preamble.decode(data[:PREAMBLE_SIZE])
+
+    @pytest.mark.parametrize(
+        ("preamble", "certificate"),
+        [(Preamble(False, 3), b""), (Preamble(True, NEW_SESSION), CERTIFICATE), (NEW, CERTIFICATE)],
+        ids=["another worker", "with TLS", "TLS that the client knows nothing of"],
+    )
+    def test_it_is_part_of_the_proof(self, preamble: Preamble, certificate: bytes) -> None:
+        client = new_client()
+        server = new_server(preamble=preamble, certificate=certificate)
+        with pytest.raises(RefusedError) as caught:
+            server.feed(client.feed(server.feed(client.hello)))
+        assert caught.value.code is RefuseCode.KEY
+
+    @pytest.mark.parametrize("certificate", [b"", b"g" * 32])
+    def test_who_is_in_the_middle_of_tls_does_not_pass(self, certificate: bytes) -> None:
+        """Even if the client took its certificate."""
+        client = new_client(certificate=CERTIFICATE)
+        tls = Preamble(bool(certificate), NEW_SESSION)
+        server = new_server(preamble=tls, certificate=certificate)
+        with pytest.raises(RefusedError) as caught:
+            server.feed(client.feed(server.feed(client.hello)))
+        assert caught.value.code is RefuseCode.KEY
+
+    def test_the_same_certificate_at_both_ends(self) -> None:
+        tls = Preamble(True, NEW_SESSION)
+        shake(
+            new_client(certificate=CERTIFICATE), new_server(preamble=tls, certificate=CERTIFICATE)
+        )
+
+
+def test_a_refusal_in_place_of_tls_is_understood() -> None:
+    said = refusal(RefusedError(RefuseCode.TLS, "no TLS here"))
+    found = clear_refusal(said)
+    assert found is not None
+    assert (found.code, str(found)) == (RefuseCode.TLS, "no TLS here")
+    server_hello = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + bytes(116)
+    for other in (server_hello, b"\x15\x03\x01\x00\x02\x02\x46", said[:9], b"", b"\0", b"\0\1x"):
+        assert clear_refusal(other) is None
 
 
 class TestVersions:
     def test_an_unknown_version_is_answered_with_what_is_known(self) -> None:
         server = new_server()
-        hello = pack(Hello("fastmtcp", [VERSION + 1, VERSION + 2], CLIENT_NONCE, b"", 0))
+        hello = pack(Hello([VERSION + 1, VERSION + 2], UNNAMED, CLIENT_NONCE, b"", 0))
         with pytest.raises(RefusedError, match=f"speaks protocol version {VERSION}") as caught:
             server.feed(hello)
         assert caught.value.code is RefuseCode.VERSION
@@ -387,12 +522,12 @@ class TestVersions:
 
     def test_a_client_that_can_do_more_gets_the_common_version(self) -> None:
         server = new_server()
-        hello = pack(Hello("fastmtcp", [VERSION + 1, VERSION], CLIENT_NONCE, b"", 0))
+        hello = pack(Hello([VERSION + 1, VERSION], UNNAMED, CLIENT_NONCE, b"", 0))
         (body,) = bodies(server.feed(hello))
         assert msgspec.msgpack.decode(body, type=Challenge).version == VERSION
 
     def test_a_later_hello_with_more_fields_is_understood(self) -> None:
-        fields = [1, "fastmtcp", [VERSION + 1], CLIENT_NONCE, b"", 0, 3, {"new": True}]
+        fields = [1, [VERSION + 1], UNNAMED, CLIENT_NONCE, b"", 0, 3, {"new": True}]
         body = msgspec.msgpack.encode(fields)
         with pytest.raises(RefusedError) as caught:
             new_server().feed(struct.pack("!H", len(body)) + body)
@@ -457,13 +592,12 @@ class TestGarbage:
     @pytest.mark.parametrize(
         "hello",
         [
-            Hello("slowmtcp", [VERSION], CLIENT_NONCE, b"", 0),
-            Hello("fastmtcp", [VERSION], b"", b"", 0),
-            Hello("fastmtcp", [VERSION], CLIENT_NONCE + b"x", b"", 0),
-            Hello("fastmtcp", [VERSION], CLIENT_NONCE, b"short", 0),
-            Hello("fastmtcp", [VERSION], CLIENT_NONCE, SESSION + b"x", 0),
+            Hello([VERSION], UNNAMED, b"", b"", 0),
+            Hello([VERSION], UNNAMED, CLIENT_NONCE + b"x", b"", 0),
+            Hello([VERSION], UNNAMED, CLIENT_NONCE, b"short", 0),
+            Hello([VERSION], UNNAMED, CLIENT_NONCE, SESSION + b"x", 0),
         ],
-        ids=["magic", "no nonce", "long nonce", "short session", "long session"],
+        ids=["no nonce", "long nonce", "short session", "long session"],
     )
     def test_a_hello_that_makes_no_sense_gets_no_answer(self, hello: Hello) -> None:
         with pytest.raises(PeerError) as caught:
@@ -473,7 +607,7 @@ class TestGarbage:
     @pytest.mark.parametrize("depth", [1, 500, 960])
     def test_nesting_cannot_break_the_worker(self, depth: int) -> None:
         """msgspec raises RecursionError when the caller's stack is deep already."""
-        plain = msgspec.msgpack.encode([1, "fastmtcp", [VERSION], CLIENT_NONCE, b"", 0])
+        plain = msgspec.msgpack.encode([1, [VERSION], UNNAMED, CLIENT_NONCE, b"", 0])
         body = bytes([plain[0] + 1]) + plain[1:] + b"\x91" * depth + b"\xc0"
         assert len(body) <= MAX_MESSAGE
 
@@ -487,7 +621,7 @@ class TestGarbage:
             feed(200)
 
     def test_text_that_is_not_utf8(self) -> None:
-        body = msgspec.msgpack.encode([1, "fastmtcp", [VERSION], CLIENT_NONCE, b"", 0])
+        body = msgspec.msgpack.encode([1, [VERSION], "fastmtcp", CLIENT_NONCE, b"", 0])
         body = body.replace(b"fastmtcp", b"fast\xff\xfe\xe6p")
         with pytest.raises(PeerError, match="does not speak fastmtcp"):
             new_server().feed(struct.pack("!H", len(body)) + body)

@@ -51,7 +51,7 @@ def test_server_defaults() -> None:
 def test_client_defaults_reach_the_default_server() -> None:
     loaded = settings.load(ClientConfig, None, {})
     assert loaded.ways_in == (WayIn(Endpoint("127.0.0.1", 7701)),)
-    assert tuple(path.endpoint for path in loaded.server) == ServerConfig().listen
+    assert tuple(path.endpoint for path in loaded.paths) == ServerConfig().listen
     assert loaded.connections == Connections(2, 16)
     assert (loaded.egress, loaded.express) == ("off", True)
     assert loaded.workers is None
@@ -109,8 +109,15 @@ drain_timeout = 0
 control = "edge.1"
 connect_timeout = 2.5
 session_timeout = 1
+clients_file = "clients"
+tls = true
+certificate = "certificate.pem"
+certificate_key = "certificate.key"
+client_ca_file = "ca.pem"
+public_address = "example.com:7700"
 """
-CLIENT_FILE = """
+FINGERPRINT = "A1:" * 31 + "b2"
+CLIENT_FILE = f"""
 listen = "127.0.0.1:1"
 forward = ["8080:web:80", "unix:/run/web.sock:web:80"]
 proxy = "127.0.0.1:1080"
@@ -129,6 +136,13 @@ drain_timeout = 86400
 control = "off"
 connect_timeout = 600
 session_timeout = 86400
+name = "laptop"
+tls = true
+fingerprint = "{FINGERPRINT}"
+ca_file = "ca.pem"
+server_name = "example.com"
+certificate = "certificate.pem"
+certificate_key = "certificate.key"
 """
 
 
@@ -138,7 +152,8 @@ session_timeout = 86400
 def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], text: str) -> None:
     loaded = settings.load(config_type, write(tmp_path, text), {})
     given = [line.split(" = ")[0] for line in text.strip().splitlines()]
-    assert sorted(given) == sorted(config_type.__struct_fields__)
+    # A link says what the key file, the name and the fingerprint say.
+    assert sorted(given) == sorted({*config_type.__struct_fields__} - {"link_file"})
     defaults = config_type()
     same = [name for name in given if getattr(loaded, name) == getattr(defaults, name)]
     assert same in ([], ["log_format"])
@@ -148,14 +163,14 @@ def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], te
     else:
         assert isinstance(loaded, ClientConfig)
         assert loaded.listen == (Endpoint("127.0.0.1", 1),)
-        assert loaded.server == (PathSpec(Endpoint("a", 1)), PathSpec(Endpoint("b", 2)))
+        assert loaded.paths == (PathSpec(Endpoint("a", 1)), PathSpec(Endpoint("b", 2)))
 
 
 def test_options_win_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, CLIENT_FILE)
     loaded = settings.load(ClientConfig, path, {"connections": "2", "server": ("c:3",)})
     assert loaded.connections == Connections(2, 2)
-    assert loaded.server == (PathSpec(Endpoint("c", 3)),)
+    assert loaded.paths == (PathSpec(Endpoint("c", 3)),)
     assert loaded.workers == 256
 
 
@@ -184,8 +199,9 @@ def test_overrides_may_be_ready_values() -> None:
         (
             ServerConfig,
             "zzz = 1",
-            "zzz: unknown key; the keys are allow, connect_timeout, control, drain_timeout, "
-            "key_file, listen, log_format, log_level, send_proxy, session_timeout, target, workers",
+            "zzz: unknown key; the keys are allow, certificate, certificate_key, client_ca_file, "
+            "clients_file, connect_timeout, control, drain_timeout, key_file, listen, log_format, "
+            "log_level, public_address, send_proxy, session_timeout, target, tls, workers",
         ),
         (
             ServerConfig,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fastmtcp import keys
 from fastmtcp.errors import ConfigError, FastmtcpError
+from fastmtcp.identity import KEY_SIZE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +34,7 @@ def test_a_new_key_file(tmp_path: Path, umask: int) -> None:
     text = path.read_text()
     assert re.fullmatch(r"[0-9a-f]{64}\n", text)
     assert keys.load(path) == bytes.fromhex(text.strip())
-    assert len(keys.load(str(path))) == keys.KEY_BYTES
+    assert len(keys.load(str(path))) == KEY_SIZE
 
 
 def test_two_keys_differ(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ via = "http://u:p@q:8"
     )
     assert texts == tables
     assert texts.subflows == 3 + 4 + 2
-    assert texts.server[2].connections == Connections(2, 9)
+    assert texts.paths[2].connections == Connections(2, 9)
     one = load(tmp_path, "[server]\naddress = 'a:1'")
     assert one.server == (PathSpec(A),)
 
@@ -272,4 +272,4 @@ def test_a_wrong_file_is_one_line_with_the_key(tmp_path: Path, text: str, proble
 
 def test_paths_for_each_direction_are_enough() -> None:
     paths = ("a:1,direction=up", "b:1,direction=down,backup")
-    assert len(settings.load(ClientConfig, None, {"server": paths}).server) == 2
+    assert len(settings.load(ClientConfig, None, {"server": paths}).paths) == 2

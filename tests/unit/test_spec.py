@@ -13,11 +13,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp import auth, server
+from fastmtcp import auth, reception, server
 from fastmtcp.auth import (
     ClientHandshake,
     Grant,
     Membership,
+    Preamble,
     RefuseCode,
     RefusedError,
     ServerHandshake,
@@ -28,6 +29,7 @@ from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.frames import VERSION, Data, Frame, Open
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.identity import Identity, unnamed
 from fastmtcp.io import handshakes
 
 SPEC = Path(__file__).parents[2] / "docs" / "SPEC.md"
@@ -155,7 +157,7 @@ def coded_limits() -> dict[str, float]:
     """All limits of the code that a peer can notice, and those of one side, by name."""
     found: dict[str, float] = {
         name: value
-        for module in (limits, auth, server, handshakes)
+        for module in (limits, auth, reception, server, handshakes)
         for name, value in vars(module).items()
         if name in ("NONCE_SIZE", "SESSION_ID_SIZE", "HANDSHAKE_TIMEOUT")
         or (name.startswith("MAX_") and name not in OWN_TUNING)
@@ -270,6 +272,15 @@ def handshake_vectors() -> dict[str, bytes]:
 
 
 VECTORS = handshake_vectors()
+IDENTITY = Identity.from_key(VECTORS["client"].decode(), VECTORS["key"])
+CLIENTS = {IDENTITY.name: IDENTITY.verifier}
+CERTIFICATE = VECTORS["certificate"]
+
+
+def new_server(name: str = "create") -> ServerHandshake:
+    preamble = Preamble.decode(VECTORS[f"{name}.preamble"])
+    assert preamble is not None
+    return ServerHandshake(CLIENTS, VECTORS[f"{name}.server_nonce"], preamble, CERTIFICATE)
 
 
 def documented_grant() -> Grant:
@@ -291,20 +302,22 @@ def test_a_handshake_has_the_documented_bytes(name: str, step: int) -> None:
     join = None if creates else Membership(VECTORS["session"], secret)
     role = Role.from_wire(vector("role")[0])
     client = ClientHandshake(
-        VECTORS["key"], vector("client_nonce"), vector("subflow")[0], join, role
+        IDENTITY, vector("client_nonce"), vector("subflow")[0], join, role, CERTIFICATE
     )
-    server_side = ServerHandshake(VECTORS["key"], vector("server_nonce"))
+    server_side = new_server(name)
 
     def say(side: ClientHandshake | ServerHandshake, data: bytes) -> bytes:
         return b"".join(side.feed(data[at : at + step]) for at in range(0, len(data), step))
 
+    session = b"" if creates else VECTORS["session"]
+    assert Preamble.of(session, tls=True).encode() == vector("preamble")
     assert client.hello == vector("HELLO")
     assert say(server_side, client.hello) == vector("CHALLENGE")
     assert server_side.request is None
     assert say(client, vector("CHALLENGE")) == vector("PROOF")
     assert say(server_side, vector("PROOF")) == b""
-    assert server_side.joins == (b"" if creates else VECTORS["session"])
     assert server_side.request is not None
+    assert server_side.request.session == (b"" if creates else VECTORS["session"])
     assert server_side.request.role == role == (Role.BOTH if creates else Role.BOTH | Role.EXPRESS)
     if creates:
         assert server_side.session_secret() == secret
@@ -325,17 +338,26 @@ def test_the_documented_formulas_give_the_documented_macs(name: str) -> None:
         message = b"fastmtcp 1 " + label + b"\x00" + hashlib.sha256(b"".join(text)).digest()
         return hmac.new(key, message, hashlib.sha256).digest()
 
-    key = VECTORS["key"]
-    hello, challenge, proof, grant, welcome = (
-        VECTORS[f"{name}.{part}"] for part in ("HELLO", "CHALLENGE", "PROOF", "grant", "WELCOME")
+    key, client_key, stored_key, server_key = (
+        VECTORS[part] for part in ("key", "client_key", "stored_key", "server_key")
     )
+    assert client_key == hmac.new(key, b"Client Key", hashlib.sha256).digest()
+    assert stored_key == hashlib.sha256(client_key).digest()
+    assert server_key == hmac.new(key, b"Server Key", hashlib.sha256).digest()
+    preamble, hello, challenge, proof, grant, welcome = (
+        VECTORS[f"{name}.{part}"]
+        for part in ("preamble", "HELLO", "CHALLENGE", "PROOF", "grant", "WELCOME")
+    )
+    opening = preamble + CERTIFICATE + hello + challenge
     if name == "create":
         join = b""
-        assert VECTORS["secret"] == mac(key, b"session", hello, challenge)
+        assert VECTORS["secret"] == mac(client_key, b"session", opening)
     else:
-        join = mac(VECTORS["secret"], b"join", hello, challenge)
-    assert fields_of(proof) == [3, mac(key, b"client", hello, challenge), join]
-    assert fields_of(welcome) == [4, grant, mac(key, b"server", hello, challenge, proof, grant)]
+        join = mac(VECTORS["secret"], b"join", opening)
+    signature = mac(stored_key, b"client", opening)
+    masked = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+    assert fields_of(proof) == [3, masked, join]
+    assert fields_of(welcome) == [4, grant, mac(server_key, b"server", opening, proof, grant)]
 
 
 def fields_of(message: bytes) -> list[Any]:
@@ -352,7 +374,7 @@ def test_a_refusal_has_the_documented_bytes(entry: str) -> None:
     assert match
     code, text, wire = RefuseCode[match[1]], json.loads(match[2]), bytes.fromhex(match[3])
     assert auth.refusal(RefusedError(code, text)) == wire
-    client = ClientHandshake(VECTORS["key"], VECTORS["create.client_nonce"], 0)
+    client = ClientHandshake(IDENTITY, VECTORS["create.client_nonce"], 0)
     with pytest.raises(RefusedError, match=re.escape(text)) as caught:
         client.feed(wire)
     assert caught.value.code is code
@@ -369,23 +391,26 @@ def test_the_server_refuses_with_the_documented_words() -> None:
     hello = VECTORS["create.HELLO"]
     at = hello.index(b"\x91\x01")
     newer = hello[:at] + b"\x91\x02" + hello[at + 2 :]
-    side = ServerHandshake(VECTORS["key"], VECTORS["create.server_nonce"])
+    side = new_server()
     assert refusal_of(side, newer) == bytes.fromhex(documented["VERSION"])
-    side = ServerHandshake(bytes(32), VECTORS["create.server_nonce"])
+    nonce = VECTORS["create.server_nonce"]
+    side = ServerHandshake(unnamed(VECTORS["key"]), nonce, Preamble(True, 0xFFFF), CERTIFICATE)
     assert side.feed(hello) == VECTORS["create.CHALLENGE"]
     assert refusal_of(side, VECTORS["create.PROOF"]) == bytes.fromhex(documented["KEY"])
+    tls = RefusedError(RefuseCode.TLS, handshakes.TLS_DIFFERS[False])
+    assert auth.refusal(tls) == bytes.fromhex(documented["TLS"])
 
 
 def hello_of(*fields: Any) -> bytes:
-    """A HELLO with these elements behind its magic."""
-    body = msgspec.msgpack.encode([1, "fastmtcp", *fields])
+    """A HELLO with these elements behind its number."""
+    body = msgspec.msgpack.encode([1, *fields])
     return struct.pack("!H", len(body)) + body
 
 
 def test_a_hello_may_offer_more_versions_and_have_more_elements() -> None:
     nonce = VECTORS["create.client_nonce"]
-    side = ServerHandshake(VECTORS["key"], VECTORS["create.server_nonce"])
-    later = hello_of([2, 1], nonce, b"", 0, 3, "of a later version")
+    side = new_server()
+    later = hello_of([2, 1], IDENTITY.name, nonce, b"", 0, 3, "of a later version")
     assert side.feed(later) == VECTORS["create.CHALLENGE"]
 
 
@@ -404,18 +429,20 @@ def test_a_role_may_be_left_out_and_may_have_flags_that_are_not_known(
     roles: tuple[int, ...], meant: Role
 ) -> None:
     nonce = VECTORS["create.client_nonce"]
-    first = hello_of([1], nonce, b"", 0, *roles)
-    side = ServerHandshake(VECTORS["key"], VECTORS["create.server_nonce"])
+    first = hello_of([1], IDENTITY.name, nonce, b"", 0, *roles)
+    side = new_server()
     challenge = side.feed(first)
-    digest = hashlib.sha256(first + challenge).digest()
-    key_mac = hmac.digest(VECTORS["key"], b"fastmtcp 1 client\x00" + digest, "sha256")
-    side.feed(auth.pack(auth.Proof(key_mac, b"")))
+    opening = VECTORS["create.preamble"] + CERTIFICATE + first + challenge
+    message = b"fastmtcp 1 client\x00" + hashlib.sha256(opening).digest()
+    signature = hmac.digest(VECTORS["stored_key"], message, "sha256")
+    masked = bytes(a ^ b for a, b in zip(VECTORS["client_key"], signature, strict=True))
+    side.feed(auth.pack(auth.Proof(masked, b"")))
     assert side.request is not None
     assert Role.from_wire(side.request.role) == meant
 
 
 def test_an_unknown_refusal_counts_as_protocol() -> None:
-    client = ClientHandshake(VECTORS["key"], VECTORS["create.client_nonce"], 0)
+    client = ClientHandshake(IDENTITY, VECTORS["create.client_nonce"], 0)
     body = msgspec.msgpack.encode([5, 99, "of a later version"])
     with pytest.raises(RefusedError) as caught:
         client.feed(struct.pack("!H", len(body)) + body)
@@ -438,8 +465,10 @@ def completes(changes: dict[str, bytes]) -> bool:
     secret = VECTORS["secret"]
     membership = Membership(VECTORS["session"], secret)
     role = Role.from_wire(VECTORS["join.role"][0])
-    client = ClientHandshake(VECTORS["key"], VECTORS["join.client_nonce"], 1, membership, role)
-    side = ServerHandshake(VECTORS["key"], VECTORS["join.server_nonce"])
+    client = ClientHandshake(
+        IDENTITY, VECTORS["join.client_nonce"], 1, membership, role, CERTIFICATE
+    )
+    side = new_server("join")
     try:
         challenge = side.feed(changes.get("HELLO", client.hello))
         proof = client.feed(changes.get("CHALLENGE", challenge))

@@ -1,0 +1,86 @@
+"""Files that are read again when they change, on a thread: reading blocks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from fastmtcp.errors import FastmtcpError
+from fastmtcp.io.loop import Loop
+
+log = logging.getLogger("fastmtcp.files")
+
+T = TypeVar("T")
+
+_EVERY = 0.4
+"""Seconds between two looks. inotify(7) would tell at once, but not on every file system."""
+
+
+class FileWatch(Generic[T]):
+    """Calls `changed(read())` on the loop, once soon after the start and then whenever one of the
+    files is another one than before or has changed.
+
+    What cannot be read stays as it was; that is logged once for each change.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        names: Sequence[str],
+        read: Callable[[], T],
+        changed: Callable[[T], None],
+    ) -> None:
+        """`read` runs on the thread and may raise FastmtcpError."""
+        self._loop = loop
+        self._names = names
+        self._read = read
+        self._changed = changed
+        self._found: queue.SimpleQueue[T] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        loop.watch_level(self._wake_read, self._on_wake)
+        # A daemon: a file system that hangs must not keep the worker from exiting.
+        threading.Thread(target=self._work, name="files", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._loop.unwatch(self._wake_read)
+        os.close(self._wake_read)
+        # The write end stays open: the thread may be just about to use it.
+
+    def _work(self) -> None:
+        seen: list[tuple[int, ...] | None] = []
+        while True:
+            now = [_state(name) for name in self._names]
+            if now != seen:
+                seen = now
+                try:
+                    self._found.put(self._read())
+                    os.write(self._wake_write, b"x")
+                except BlockingIOError:
+                    pass  # the pipe is full of wake-ups already
+                except FastmtcpError as error:
+                    log.warning("%s; going on with what was read before", error)
+                except OSError:
+                    return
+            if self._stop.wait(_EVERY):
+                return
+
+    def _on_wake(self, _mask: int) -> None:
+        os.read(self._wake_read, 4096)
+        while not self._found.empty():
+            self._changed(self._found.get())
+
+
+def _state(name: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
