@@ -30,26 +30,34 @@ def generate(path: str | os.PathLike[str]) -> None:
     """
     import secrets
 
-    name = _shown(path)
+    write_private(path, "key file", secrets.token_hex(KEY_SIZE).encode() + b"\n")
+
+
+def write_private(path: str | os.PathLike[str], what: str, content: bytes) -> None:
+    """Write a new file of the kind `what` that only its owner can read (mode 0600).
+
+    Raises ConfigError if the file exists or cannot be made, FastmtcpError if writing fails.
+    """
+    name = f"{what} {_shown(path)}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError:
         raise ConfigError(
-            f"key file {name} already exists and is not overwritten; choose another name"
+            f"{name} already exists and is not overwritten; choose another name"
         ) from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"key file {name} cannot be made: {_reason(error)}") from None
+        raise ConfigError(f"{name} cannot be made: {_reason(error)}") from None
     try:
-        with open(fd, "w", encoding="ascii") as file:
-            os.fchmod(fd, 0o600)  # a umask such as 0777 would leave a key nobody can read
-            file.write(secrets.token_hex(KEY_SIZE) + "\n")
+        with open(fd, "wb") as file:
+            os.fchmod(fd, 0o600)  # a umask such as 0777 would leave a file nobody can read
+            file.write(content)
             file.flush()
             os.fsync(fd)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(path)
-        raise FastmtcpError(f"key file {name} cannot be written: {_reason(error)}") from None
+        raise FastmtcpError(f"{name} cannot be written: {_reason(error)}") from None
 
 
 def load(path: str | os.PathLike[str]) -> bytes:

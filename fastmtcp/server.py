@@ -29,7 +29,7 @@ from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import Clients, Verifier
+from fastmtcp.identity import UNNAMED, Clients, Verifier
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial, ForbiddenError
 from fastmtcp.io.handshakes import refuse, sealed
@@ -205,7 +205,8 @@ class ServerWorker:
             # Complete streams whose targets still read.
             self._lingering.add(session)
         level = logging.INFO if code in _QUIET_ENDS else logging.WARNING
-        log.log(level, "session %s ended: %s", session_id.hex()[:12], reason)
+        whose = f"{session_id.hex()[:12]} of {session.client}".removesuffix(f" of {UNNAMED}")
+        log.log(level, "session %s ended: %s", whose, reason)
         self._check_drained()
 
     def _on_opened(self, session_id: bytes, stream: Stream) -> None:

@@ -22,9 +22,13 @@ class _Lazy(NamedTuple):
 
 # Known by their summary here, so that `fastmtcp --help` imports none of them.
 _LAZY = {
+    "client": _Lazy(
+        "fastmtcp.cli.clients", "client", "Say who may connect to a server: add, list, revoke."
+    ),
     "demo": _Lazy(
         "fastmtcp.cli.demo", "demo", "Show on this machine what N connections bring over one."
     ),
+    "init": _Lazy("fastmtcp.cli.init", "init", "Set up a server with its first client."),
     "status": _Lazy(
         "fastmtcp.cli.status", "status", "Show what running servers and clients are doing."
     ),

@@ -11,14 +11,10 @@ from collections.abc import Iterator
 import pytest
 from fastmtcp.auth import (
     MAX_MESSAGE,
-    NEW_SESSION,
     NONCE_SIZE,
     PREAMBLE_SIZE,
-    SESSION_ID_SIZE,
     ClientHandshake,
-    Grant,
     Hello,
-    Preamble,
     RefuseCode,
     RefusedError,
     ServerHandshake,
@@ -26,26 +22,17 @@ from fastmtcp.auth import (
 )
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
-from fastmtcp.identity import UNNAMED, Identity, unnamed
+from fastmtcp.identity import UNNAMED
 from fastmtcp.io import handshakes
 from fastmtcp.io.handshakes import (
-    Arrival,
     ClientSocketHandshake,
-    ServerSocketHandshake,
     SupersededError,
     refuse,
-    sealed,
 )
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.tls import ServerTls, Tls
 
 from tests.io.net import WAIT, abort, read_all, run_until, tcp_pair, turn
-
-KEY = Identity.from_key(UNNAMED, bytes(range(32)))
-OTHER_KEY = Identity.from_key(UNNAMED, bytes(32))
-CLIENTS = unnamed(bytes(range(32)))
-NEW = Preamble(False, NEW_SESSION)
-GRANT = Grant(b"s" * SESSION_ID_SIZE, 65536, 100)
+from tests.io.sides import CLIENTS, GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both
 
 
 @pytest.fixture
@@ -59,83 +46,6 @@ def loop() -> Iterator[Loop]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short time-out, so that the test need not wait for the real one."""
     monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT", 0.1)
-
-
-class ServerSide:
-    """A handshake as the server runs it: the preamble, then the rest."""
-
-    def __init__(self, loop: Loop, sock: socket.socket, security: ServerTls | None = None) -> None:
-        self.loop = loop
-        self.sock = sock
-        self.security = security
-        self.proved: ServerHandshake | None = None
-        self.tls: Tls | None = None
-        self.errors: list[PeerError] = []
-        turn(loop, 1)  # so that loop.now is now
-        self.handshake: Arrival | ServerSocketHandshake = Arrival(
-            loop, sock, self._on_arrived, self._on_failed
-        )
-
-    def _on_arrived(self, arrival: Arrival, sock: socket.socket, preamble: Preamble) -> None:
-        assert arrival is self.handshake
-        self.handshake = ServerSocketHandshake(
-            self.loop,
-            sock,
-            preamble,
-            CLIENTS,
-            self.security,
-            arrival.until,
-            self._on_proved,
-            self._on_failed,
-        )
-
-    def _on_proved(
-        self,
-        waiting: ServerSocketHandshake,
-        sock: socket.socket,
-        tls: Tls | None,
-        handshake: ServerHandshake,
-    ) -> None:
-        assert waiting is self.handshake
-        self.proved = handshake
-        self.tls = tls
-        sock.send(sealed(tls, handshake.welcome(GRANT)))
-
-    def _on_failed(self, waiting: Arrival | ServerSocketHandshake, error: PeerError) -> None:
-        assert waiting is self.handshake
-        assert self.sock.fileno() == -1
-        self.errors.append(error)
-
-    @property
-    def over(self) -> bool:
-        return bool(self.proved or self.errors)
-
-
-class ClientSide:
-    """A handshake as the client runs it."""
-
-    def __init__(self, loop: Loop, sock: socket.socket, key: Identity = KEY) -> None:
-        self.sock = sock
-        self.granted: ClientHandshake | None = None
-        self.errors: list[PeerError] = []
-        turn(loop, 1)
-        self.handshake = ClientSocketHandshake(
-            loop, sock, key, 3, None, self._on_done, self.errors.append
-        )
-
-    def _on_done(self, sock: socket.socket, _tls: Tls | None, handshake: ClientHandshake) -> None:
-        assert sock is self.sock
-        self.granted = handshake
-
-    @property
-    def known(self) -> bool:
-        return bool(self.granted or self.errors)
-
-
-def both(loop: Loop, client_key: Identity = KEY) -> tuple[ClientSide, ServerSide]:
-    near, far = tcp_pair()
-    near.setblocking(False)
-    return ClientSide(loop, near, client_key), ServerSide(loop, far)
 
 
 def test_both_sides_agree_and_keep_their_sockets(loop: Loop) -> None:

@@ -358,7 +358,7 @@ def test_the_groups_help_names_every_command_and_imports_none(
     assert group.main(["--help"]) == 0
     commands = capsys.readouterr().out.partition("Commands:\n")[2]
     names = re.findall(r"^  ([a-z]+)  ", commands, re.M)
-    assert names == ["demo", "keygen", "status", "throttle", "version"]
+    assert names == ["client", "demo", "init", "keygen", "status", "throttle", "version"]
 
 
 @pytest.mark.parametrize("name", ["demo", "status", "throttle"])
@@ -385,7 +385,7 @@ def test_lazy_commands(monkeypatch: pytest.MonkeyPatch, capsys: Capture, name: s
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "a command is missing: demo, keygen, status, throttle, version"),
+        ([], "a command is missing: client, demo, init, keygen, status, throttle, version"),
         (["nope"], "no such command 'nope'"),
         (["--nope"], "no such option"),
     ],

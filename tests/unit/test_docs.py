@@ -34,7 +34,8 @@ PROGRAMS: dict[str, tuple[click.Command, type[Config]]] = {
 
 @pytest.fixture(autouse=True)
 def _no_key_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTMTCP_KEY_FILE", raising=False)
+    for name in ("FASTMTCP_KEY_FILE", "FASTMTCP_LINK_FILE", "FASTMTCP_LINK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 # --- files and functions ------------------------------------------------------------------------
@@ -155,7 +156,8 @@ def check_command(line: str) -> None:
         if args == ["--help"]:
             return
         given = dict(command.make_context(name, args).params)
-        given.pop("config_file")
+        if given.pop("config_file") and config_type is ServerConfig:
+            given["clients_file"] = "clients"  # as fastmtcp init server makes it
         settings.load(config_type, None, given)
         return
     group = main.group
@@ -249,7 +251,11 @@ def test_a_configuration_file_of_the_readme_loads(text: str, tmp_path: Path) -> 
     path = tmp_path / f"{match[1]}.toml"
     path.write_text(text, encoding="utf-8")
     loaded = settings.load(PROGRAMS[match[2]][1], str(path), {})
-    assert loaded.key_file == str(tmp_path / "fastmtcp.key")
+    if isinstance(loaded, ClientConfig):
+        assert loaded.link_file == str(tmp_path / "fastmtcp.link")
+    else:
+        assert isinstance(loaded, ServerConfig)
+        assert loaded.clients_file == str(tmp_path / "clients")
 
 
 def test_the_readme_shows_a_configuration_of_each_side() -> None:

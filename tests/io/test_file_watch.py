@@ -1,0 +1,59 @@
+"""Files that change while the loop runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastmtcp.errors import ConfigError
+from fastmtcp.io.file_watch import FileWatch
+from fastmtcp.io.loop import Loop
+
+from tests.io.net import run_until
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def test_every_change_is_seen_and_a_broken_file_changes_nothing(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "list"
+    path.write_text("one")
+    seen: list[str] = []
+
+    def read() -> str:
+        if not path.exists() or path.read_text() == "broken":
+            raise ConfigError("list is broken")
+        return path.read_text()
+
+    def replace(text: str) -> None:
+        fresh = tmp_path / "fresh"
+        fresh.write_text(text)
+        os.replace(fresh, path)
+
+    watch = FileWatch(loop, [str(path), str(tmp_path / "missing")], read, seen.append)
+    run_until(loop, lambda: seen == ["one"], "the first content")
+    replace("two")
+    run_until(loop, lambda: seen[-1] == "two", "the second content")
+    with caplog.at_level(logging.WARNING, "fastmtcp"):
+        replace("broken")
+        run_until(loop, lambda: caplog.messages, "the warning")
+        path.unlink()
+        run_until(loop, lambda: len(caplog.messages) == 2, "the second warning")
+    assert set(caplog.messages) == {"list is broken; going on with what was read before"}
+    assert seen[-1] == "two"
+    path.write_text("three")
+    run_until(loop, lambda: seen[-1] == "three", "the third content")
+    (tmp_path / "missing").write_text("no more")
+    count = len(seen)
+    run_until(loop, lambda: len(seen) > count, "the other file")
+    watch.close()
+    assert loop._handlers == {}

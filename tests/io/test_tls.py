@@ -1,0 +1,319 @@
+"""TLS of subflows: who is let in by which certificate, and bytes that come through whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastmtcp.auth import RefuseCode, RefusedError
+from fastmtcp.errors import ConfigError
+from fastmtcp.io import handshakes
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.tls import ClientTls, ServerTls, Tls, new_scratch
+
+from tests.io import certificates
+from tests.io.certificates import Files
+from tests.io.net import data, run_until, tcp_pair, turn
+from tests.io.sides import GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both
+
+TLS_PREAMBLE = NEW.encode()[:9] + b"\1" + NEW.encode()[10:]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return certificates.make(tmp_path_factory.mktemp("certificates"), "other")
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def shake(
+    loop: Loop, client_tls: ClientTls | None, server_tls: ServerTls | None, **more: str
+) -> tuple[ClientSide, ServerSide]:
+    client, server = both(loop, KEY, client_tls, server_tls, **more)
+    run_until(loop, lambda: client.known and server.over, "both sides know")
+    return client, server
+
+
+def peek(sock: socket.socket, size: int) -> bytes:
+    """What has arrived; empty if nothing has."""
+    try:
+        return sock.recv(size, socket.MSG_PEEK)
+    except BlockingIOError:
+        return b""
+
+
+def joined(files: Files) -> tuple[Tls, Tls]:
+    """Both ends of a connection that is up."""
+    client = ClientTls((files.fingerprint,)).connect("")
+    server = files.server().accept()
+    to_server = client.feed(b"")[1]
+    while not (client.is_up and server.is_up):
+        _, to_client = server.feed(to_server)
+        _, to_server = client.feed(to_client) if to_client else (b"", b"")
+    return client, server
+
+
+class TestCertificates:
+    def test_pinned(self, loop: Loop, files: Files, other: Files) -> None:
+        pins = (other.fingerprint, files.fingerprint)
+        client, server = shake(loop, ClientTls(pins), files.server())
+        assert client.granted is not None
+        assert client.granted.grant == GRANT
+        assert client.tls is not None
+        assert server.tls is not None
+        with client.sock, server.sock:
+            words: bytes = b"on it goes"
+            server.sock.sendmsg(server.tls.seal([words])[0])
+            run_until(loop, lambda: peek(client.sock, 1))
+            space = memoryview(bytearray(100))
+            assert client.tls.recv_into(client.sock, space) == len(words)
+            assert space[: len(words)] == words
+
+    def test_another_fingerprint(self, loop: Loop, files: Files, other: Files) -> None:
+        client, server = shake(loop, ClientTls((other.fingerprint,)), files.server())
+        (error,) = client.errors
+        assert "this may be a false server" in str(error)
+        assert files.fingerprint.hex(":").upper() in str(error)
+        assert server.proved is None
+
+    def test_by_authority_and_name(self, loop: Loop, files: Files) -> None:
+        client, server = shake(loop, ClientTls(ca_file=files.certificate), files.server())
+        assert client.granted is not None
+        client.sock.close()
+        server.sock.close()
+
+    @pytest.mark.parametrize("how", ["host", "server_name"])
+    def test_another_name(self, loop: Loop, files: Files, how: str) -> None:
+        name = "example.com" if how == "server_name" else None
+        client_tls = ClientTls(ca_file=files.certificate, server_name=name)
+        host = "127.0.0.1" if how == "server_name" else "127.0.0.2"
+        client, server = shake(loop, client_tls, files.server(), host=host)
+        (error,) = client.errors
+        assert "certificate is not accepted" in str(error)
+        assert "mismatch" in str(error)
+        assert server.proved is None
+
+    @pytest.mark.parametrize("ca_file", ["other", "system"])
+    def test_another_authority(self, loop: Loop, files: Files, other: Files, ca_file: str) -> None:
+        client_tls = ClientTls(ca_file=other.certificate if ca_file == "other" else None)
+        client, server = shake(loop, client_tls, files.server())
+        assert "certificate is not accepted" in str(client.errors[0])
+        assert server.proved is None
+
+    def test_a_client_with_a_certificate(self, loop: Loop, files: Files, other: Files) -> None:
+        security = files.server(client_ca_file=other.certificate)
+        client_tls = ClientTls((files.fingerprint,), None, None, other.certificate, other.key)
+        client, server = shake(loop, client_tls, security)
+        assert server.proved is not None
+        client.sock.close()
+        server.sock.close()
+
+    @pytest.mark.parametrize("has_one", [True, False])
+    def test_a_client_without_the_right_one(
+        self, loop: Loop, files: Files, other: Files, has_one: bool
+    ) -> None:
+        security = files.server(client_ca_file=other.certificate)
+        own = (files.certificate, files.key) if has_one else (None, None)
+        client, server = shake(loop, ClientTls((files.fingerprint,), None, None, *own), security)
+        assert server.proved is None
+        assert client.granted is None
+        assert str(client.errors[0]).startswith("TLS: ")
+
+    @pytest.mark.parametrize("client_has", [True, False])
+    def test_tls_on_one_side_only(self, loop: Loop, files: Files, client_has: bool) -> None:
+        client_tls = ClientTls((files.fingerprint,)) if client_has else None
+        client, server = shake(loop, client_tls, None if client_has else files.server())
+        (error,) = client.errors
+        assert isinstance(error, RefusedError)
+        assert error.code is RefuseCode.TLS
+        assert str(error) == str(server.errors[0]) == handshakes.TLS_DIFFERS[client_has]
+
+    def test_a_wrong_key_is_told_inside(self, loop: Loop, files: Files) -> None:
+        client_tls = ClientTls((files.fingerprint,))
+        client, server = both(loop, OTHER_KEY, client_tls, files.server())
+        run_until(loop, lambda: client.known)
+        (error,) = client.errors
+        assert isinstance(error, RefusedError)
+        assert error.code is RefuseCode.KEY
+        assert server.proved is None
+
+    def test_an_older_tls_is_refused(self, loop: Loop, files: Files) -> None:
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        with near:
+            old = Tls(context, new_scratch())
+            near.sendall(TLS_PREAMBLE + old.feed(b"")[1])
+            run_until(loop, lambda: server.over)
+            assert str(server.errors[0]) == "TLS: the other side does not speak TLS 1.3"
+
+
+class TestWhoeverDoesNotSpeakTls:
+    """At a server with TLS; what other servers say to a client is in the last tests."""
+
+    def drops(self, loop: Loop, files: Files, content: bytes) -> str:
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        with near:
+            near.sendall(content)
+            run_until(loop, lambda: server.over)
+            assert far.fileno() == -1
+            assert server.proved is None
+            return str(server.errors[0])
+
+    def test_garbage(self, loop: Loop, files: Files) -> None:
+        for garbage in (b"GET / HTTP/1.0\r\n\r\n", b"\0\5\xc1\xc1\xc1\xc1\xc1", bytes(2000)):
+            assert self.drops(loop, files, TLS_PREAMBLE + garbage).startswith("TLS: ")
+
+    def test_garbage_inside(self, loop: Loop, files: Files) -> None:
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        client = ClientTls((files.fingerprint,)).connect("")
+        near.sendall(TLS_PREAMBLE + client.feed(b"")[1])
+        near.setblocking(False)
+        with near:
+
+            def talk() -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    near.sendall(client.feed(near.recv(4096))[1])
+                return client.is_up
+
+            run_until(loop, talk)
+            near.sendmsg(client.seal([b"\xff" * 100])[0])
+            run_until(loop, lambda: server.over)
+            assert str(server.errors[0]) == "the peer does not speak fastmtcp"
+
+    def test_silence_at_any_point(
+        self, loop: Loop, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT", 0.1)
+        hello = ClientTls((files.fingerprint,)).connect("").feed(b"")[1]
+        for content in (TLS_PREAMBLE, TLS_PREAMBLE + hello[:100], TLS_PREAMBLE + hello):
+            assert self.drops(loop, files, content) == "no answer to the handshake"
+
+    def test_byte_by_byte_is_as_good(self, loop: Loop, files: Files) -> None:
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        hello = ClientTls((files.fingerprint,)).connect("").feed(b"")[1]
+        with near:
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in TLS_PREAMBLE + hello:
+                near.send(bytes([byte]))
+                turn(loop, 1)
+            near.setblocking(False)
+            run_until(loop, lambda: peek(near, 3) == b"\x16\x03\x03")
+            server.handshake.cancel()
+
+    def test_a_server_that_is_another(self, loop: Loop, files: Files) -> None:
+        for said in (b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 9000):
+            near, far = tcp_pair()
+            near.setblocking(False)
+            client = ClientSide(loop, near, security=ClientTls((files.fingerprint,)))
+            with far:
+                far.sendall(said)
+                run_until(loop, lambda: client.known)  # noqa: B023
+            assert str(client.errors[0]).startswith("TLS: ")
+            assert near.fileno() == -1
+
+
+class TestBytes:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_all_come_through_in_order_and_none_is_hidden(self, files: Files, seed: int) -> None:
+        rng = random.Random(seed)
+        client, server = joined(files)
+        near, far = tcp_pair()
+        far.setblocking(False)
+        with near, far:
+            for source, sink in ((client, server), (server, client)):
+                content = data(700_000, seed)
+                view, pieces, at = memoryview(content), [], 0
+                while at < len(content):
+                    size = rng.choice((1, 20, 1000, 5000, 16384, 16385, 100_000, 300_000))
+                    pieces.append(view[at : at + size])
+                    at += size
+                wire, size = source.seal(pieces)
+                sealed = b"".join(wire)
+                assert len(sealed) == size
+                got = bytearray()
+                while sealed or len(got) < len(content):
+                    count = rng.randrange(1, 60_000)
+                    near.sendall(sealed[:count])
+                    sealed = sealed[count:]
+                    space = memoryview(bytearray(rng.choice((100, 20_000, 200_000))))
+                    while True:
+                        try:
+                            count = sink.recv_into(far, space)
+                        except BlockingIOError:
+                            break
+                        assert count
+                        got += space[:count]
+                        if count < len(space):
+                            # That says that nothing is left, as on a plain socket.
+                            with pytest.raises(BlockingIOError):
+                                sink.recv_into(far, space)
+                            break
+                assert got == content
+
+    def test_the_end_of_the_connection(self, files: Files) -> None:
+        _, server = joined(files)
+        near, far = tcp_pair()
+        with far:
+            near.close()
+            assert server.recv_into(far, memoryview(bytearray(100))) == 0
+
+    def test_a_changed_byte_is_noticed(self, files: Files) -> None:
+        client, server = joined(files)
+        near, far = tcp_pair()
+        with near, far:
+            wire = bytearray(b"".join(client.seal([b"x" * 1000])[0]))
+            wire[500] ^= 1
+            near.sendall(wire)
+            with pytest.raises(OSError, match="TLS: ") as caught:
+                server.recv_into(far, memoryview(bytearray(5000)))
+            assert caught.value.errno == errno.EPROTO
+
+    def test_it_costs_little_more_than_the_bytes(self, files: Files) -> None:
+        client, _ = joined(files)
+        _, size = client.seal([b"h" * 20, b"x" * 262_144, *[b"ack" * 5] * 50])
+        assert size < (262_144 + 20 + 750) * 1.01
+
+
+class TestFiles:
+    def test_what_cannot_be_used_is_named(self, files: Files, other: Files, tmp_path: Path) -> None:
+        broken = tmp_path / "broken.pem"
+        broken.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+        missing = str(tmp_path / "missing.pem")
+        for certificate, key, problem in (
+            (missing, files.key, "missing.pem|No such file"),
+            (files.certificate, missing, "No such file"),
+            (files.certificate, other.key, "key values mismatch"),
+            (str(broken), files.key, "cannot be used"),
+        ):
+            with pytest.raises(ConfigError, match=problem):
+                ServerTls(certificate, key)
+        with pytest.raises(ConfigError, match=r"broken\.pem cannot be used"):
+            ClientTls(ca_file=str(broken))
+
+    def test_a_key_that_everybody_may_read(self, tmp_path: Path) -> None:
+        files = certificates.make(tmp_path)
+        Path(files.key).chmod(0o644)
+        with pytest.raises(ConfigError, match="chmod o= "):
+            files.server()
