@@ -5,22 +5,35 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from fastmtcp.admission import Admission
 from fastmtcp.auth import NEW_SESSION, Preamble, RefusedError, ServerHandshake
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import Clients
-from fastmtcp.io.handshakes import Arrival, ServerSocketHandshake
+from fastmtcp.io.handshakes import Arrival, GoneError, ServerSocketHandshake
 from fastmtcp.io.listener import Listener
-from fastmtcp.io.loop import Loop
+from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.tcp import tune_subflow
 from fastmtcp.io.tls import ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.server")
 
-MAX_HANDSHAKES = 1024
-"""Connections of one worker that have not proved anything yet: more are closed at once."""
+_PATIENCE = 1.0
+"""Seconds that a connection may say nothing at all while others wait for its place. A client's
+preamble comes with its first packet."""
+
+_LOOK = 0.25
+"""Seconds between two looks for such connections while all places are taken."""
+
+_BREATH = 0.02
+"""Seconds of pause beyond what is needed, so that a flood is not accepted one by one."""
+
+_MAX_LINES = 10
+_WINDOW = 10.0
+"""So many failures are logged one by one in so many seconds, and then all others in one line: a
+flood of connections must not become one of the log."""
 
 Proved = Callable[[socket.socket, Tls | None, ServerHandshake, str], None]
 
@@ -64,53 +77,98 @@ class Reception:
         self._handoff = handoff
         self._subflow_timeout = subflow_timeout
         self._proved = proved
-        self._waiting: dict[Arrival | ServerSocketHandshake, str] = {}
+        self._admission = Admission(loop.now)
+        self._arrivals: dict[Arrival, str] = {}
+        self._handshakes: dict[ServerSocketHandshake, _Stranger] = {}
+        self._failures = _Failures(loop)
+        self._timer: Timer | None = None
+        self._closed = False
         self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
 
     def close(self) -> None:
         """Accept nothing more, and forget all that have not proved anything. Connections that
         other workers pass on are still taken."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         for listener in self._listeners:
             listener.close()
-        waiting, self._waiting = self._waiting, {}
-        for handshake in waiting:
+        for arrival, peer in self._arrivals.items():
+            arrival.cancel()
+            self._admission.leave(_host(peer), accepted=True)
+        for handshake, stranger in self._handshakes.items():
             handshake.cancel()
+            self._admission.leave(_host(stranger.peer), accepted=stranger.accepted)
+        self._arrivals.clear()
+        self._handshakes.clear()
 
     def on_handoff(self, sock: socket.socket, peer: str, tls: bool, until: float) -> None:
         """A connection that another worker accepted, for a session of this one."""
-        if not self._has_room(sock, peer):
+        if not self._admission.take_over(_host(peer)):
+            self._failures.add("connection from %s dropped: too many handshakes wait", peer)
+            sock.close()
             return
         try:
-            self._shake(sock, peer, Preamble(tls, self._index), until)
+            self._shake(sock, _Stranger(peer, accepted=False), Preamble(tls, self._index), until)
         except OSError as error:  # epoll_ctl(2): out of memory or of watches
             log.warning("connection from %s dropped: %s", peer, error.strerror)
+            self._admission.leave(_host(peer), accepted=False)
             sock.close()
 
-    def _on_accept(self, sock: socket.socket, peer: str) -> None:
-        if self._has_room(sock, peer):
-            self._waiting[Arrival(self._loop, sock, self._on_arrived, self._on_failed)] = peer
+    # --- strangers ----------------------------------------------------------------------------
 
-    def _has_room(self, sock: socket.socket, peer: str) -> bool:
-        if len(self._waiting) < MAX_HANDSHAKES:
-            return True
-        log.warning("connection from %s dropped: %d handshakes wait", peer, MAX_HANDSHAKES)
-        sock.close()
-        return False
+    def _on_accept(self, sock: socket.socket, peer: str) -> None:
+        host = _host(peer)
+        if not self._admission.accept(host, self._loop.clock()):
+            self._failures.add("connection from %s dropped: too many or too often", peer)
+            sock.close()
+        else:
+            try:
+                arrival = Arrival(self._loop, sock, self._on_arrived, self._on_arrival_failed)
+            except OSError:
+                self._admission.leave(host, accepted=True)
+                raise
+            self._arrivals[arrival] = peer
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Accept only as many as there is time and place for."""
+        if self._closed:
+            return
+        delay = self._admission.delay(self._loop.clock())
+        for listener in self._listeners:
+            listener.hold(delay != 0)
+        if delay != 0 and (self._timer is None or self._timer.callback is None):
+            self._timer = self._loop.call_later(
+                _LOOK if delay is None else delay + _BREATH, self._on_timer
+            )
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._admission.delay(self._loop.clock()) is None:
+            for arrival in list(self._arrivals):
+                if self._loop.now - arrival.since < _PATIENCE:
+                    break  # they are in the order of their arrival
+                arrival.give_up()
+        self._check_places()
 
     def _on_arrived(self, arrival: Arrival, sock: socket.socket, preamble: Preamble) -> None:
         """The preamble says whose session it is about: go on here or at its owner."""
-        peer = self._waiting.pop(arrival)
+        peer = self._arrivals.pop(arrival)
         owner = preamble.worker
         # One from before a restart with fewer workers is answered here, with UNKNOWN_SESSION.
         if owner in (NEW_SESSION, self._index) or not self._handoff.knows(owner):
-            self._shake(sock, peer, preamble, arrival.until)
+            self._shake(sock, _Stranger(peer, accepted=True), preamble, arrival.until)
             return
+        self._leave(peer, accepted=True)
         if not self._handoff.send(owner, sock, peer, preamble.tls, arrival.until):
-            log.warning("connection from %s dropped: worker %d has too many", peer, owner)
+            self._failures.add("connection from %s dropped: its worker has too many", peer)
         self._loop.unwatch(sock.fileno())
         sock.close()
 
-    def _shake(self, sock: socket.socket, peer: str, preamble: Preamble, until: float) -> None:
+    def _shake(
+        self, sock: socket.socket, stranger: _Stranger, preamble: Preamble, until: float
+    ) -> None:
         tune_subflow(sock, START_LOWAT, self._subflow_timeout)
         handshake = ServerSocketHandshake(
             self._loop,
@@ -122,7 +180,11 @@ class Reception:
             self._on_proved,
             self._on_failed,
         )
-        self._waiting[handshake] = peer
+        self._handshakes[handshake] = stranger
+
+    def _leave(self, peer: str, *, accepted: bool) -> None:
+        self._admission.leave(_host(peer), accepted=accepted)
+        self._check_places()
 
     def _on_proved(
         self,
@@ -131,11 +193,60 @@ class Reception:
         tls: Tls | None,
         handshake: ServerHandshake,
     ) -> None:
-        self._proved(sock, tls, handshake, self._waiting.pop(waiting))
+        stranger = self._handshakes.pop(waiting)
+        self._leave(stranger.peer, accepted=stranger.accepted)
+        self._proved(sock, tls, handshake, stranger.peer)
 
-    def _on_failed(self, waiting: Arrival | ServerSocketHandshake, error: PeerError) -> None:
-        peer = self._waiting.pop(waiting)
+    def _on_arrival_failed(self, arrival: Arrival, error: PeerError) -> None:
+        self._fail(self._arrivals.pop(arrival), error, accepted=True)
+
+    def _on_failed(self, waiting: ServerSocketHandshake, error: PeerError) -> None:
+        stranger = self._handshakes.pop(waiting)
+        self._fail(stranger.peer, error, accepted=stranger.accepted)
+
+    def _fail(self, peer: str, error: PeerError, *, accepted: bool) -> None:
+        # Who only looks whether the port is open has done nothing wrong.
+        if not isinstance(error, GoneError):
+            self._admission.failed(_host(peer), self._loop.now)
+        self._leave(peer, accepted=accepted)
         if isinstance(error, RefusedError):
-            log.warning("connection from %s refused: %s", peer, error)
+            self._failures.add("connection from %s refused: %s", peer, error)
         else:
-            log.info("connection from %s dropped: %s", peer, error)
+            self._failures.add("connection from %s dropped: %s", peer, error, level=logging.INFO)
+
+
+class _Stranger(NamedTuple):
+    """A connection in its handshake; `accepted` by this worker, or else passed on to it."""
+
+    peer: str
+    accepted: bool
+
+
+class _Failures:
+    """Logs failed connections, a few one by one and the rest by their number."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._lines = 0
+        self._more = 0
+        self._until = loop.now
+
+    def add(self, text: str, *values: object, level: int = logging.WARNING) -> None:
+        if self._loop.now >= self._until and not self._more:
+            self._lines = 0
+            self._until = self._loop.now + _WINDOW
+        if self._lines < _MAX_LINES:
+            self._lines += 1
+            log.log(level, text, *values)
+            return
+        if not self._more:
+            self._loop.call_at(self._until, self._sum_up)
+        self._more += 1
+
+    def _sum_up(self) -> None:
+        log.warning("%d more connections dropped or refused in %g s", self._more, _WINDOW)
+        self._more = 0
+
+
+def _host(peer: str) -> str:
+    return peer.rpartition(":")[0].strip("[]")

@@ -7,22 +7,29 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from fastmtcp import certificate
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.server_dir import CONFIG, ServerDir
 
 from perf.processes import Process, need, running
 
 FASTMTCP = "fastmtcp"
+FASTMTCP_TLS = "fastmtcp-tls"
 HAPROXY = "haproxy"
+HAPROXY_TLS = "haproxy-tls"
 SOCAT = "socat"
 DIRECT = "direct"
 
 DESCRIPTIONS = {
     DIRECT: "no forwarder",
     FASTMTCP: "fastmtcp-client and -server, 1 worker each",
+    FASTMTCP_TLS: "the same with TLS 1.3 between the two",
     HAPROXY: "two HAProxies in a row, mode tcp, nbthread 1 each",
+    HAPROXY_TLS: "the same HAProxies with TLS 1.3 between the two",
     SOCAT: "two socats in a row, -b 262144",
 }
 
@@ -32,6 +39,8 @@ class Chain(NamedTuple):
 
     entry: Endpoint
     processes: tuple[Process, ...]
+    middle: Endpoint | None = None
+    """Where the second hop listens, if anybody wants to know."""
 
     @property
     def pids(self) -> list[int]:
@@ -58,7 +67,28 @@ def fastmtcp(target: Endpoint, connections: int = 4) -> Iterator[Chain]:
         running("fastmtcp-server", server_command(middle, target)) as server,
         running("fastmtcp-client", client_command(entry, middle, connections)) as client,
     ):
-        yield Chain(entry, (client, server))
+        yield Chain(entry, (client, server), middle)
+
+
+@contextlib.contextmanager
+def fastmtcp_tls(target: Endpoint, connections: int = 4) -> Iterator[Chain]:
+    """fastmtcp as `fastmtcp init server` sets it up."""
+    middle, entry = free_endpoint(), free_endpoint()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made = ServerDir.create(folder / "server", middle, target)
+        link = folder / "fastmtcp.link"
+        link.touch(mode=0o600)
+        link.write_text(made.add_client("perf").text())
+        config = ("--config", str(made.path / CONFIG))
+        server = stack.enter_context(
+            running("fastmtcp-server", server_command(middle, target, *config))
+        )
+        more = ("--link-file", str(link))
+        client = stack.enter_context(
+            running("fastmtcp-client", client_command(entry, middle, connections, *more))
+        )
+        yield Chain(entry, (client, server), middle)
 
 
 def server_command(listen: Endpoint, target: Endpoint, *more: str) -> list[str]:
@@ -75,16 +105,23 @@ def client_command(
 
 
 @contextlib.contextmanager
-def haproxy(target: Endpoint) -> Iterator[Chain]:
-    """Two HAProxy processes in a row, each copying on one thread."""
+def haproxy(target: Endpoint, tls: bool = False) -> Iterator[Chain]:
+    """Two HAProxy processes in a row, each copying on one thread; with `tls` between them."""
     need("haproxy")
     middle, entry = free_endpoint(), free_endpoint()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
+        secure = ("", "")
+        if tls:
+            pem, key = folder / "c.pem", folder / "c.key"
+            certificate.generate(middle.host, pem, key)
+            (folder / "both.pem").write_bytes(pem.read_bytes() + key.read_bytes())
+            secure = (f" ssl crt {folder / 'both.pem'} ssl-min-ver TLSv1.3", " ssl verify none")
         for number, (listen, to) in enumerate([(middle, target), (entry, middle)]):
             path = folder / f"haproxy-{number}.cfg"
-            path.write_text(_haproxy_config(listen, to))
+            bind, server = (secure[0], "") if number == 0 else ("", secure[1])
+            path.write_text(_haproxy_config(f"{listen}{bind}", f"{to}{server}"))
             name = f"haproxy {number + 1}"
             process = running(name, ["haproxy", "-db", "-f", str(path)], ready=False)
             processes.append(stack.enter_context(process))
@@ -92,7 +129,7 @@ def haproxy(target: Endpoint) -> Iterator[Chain]:
         yield Chain(entry, tuple(reversed(processes)))
 
 
-def _haproxy_config(listen: Endpoint, target: Endpoint) -> str:
+def _haproxy_config(listen: str, target: str) -> str:
     return f"""\
 global
     nbthread 1
@@ -127,6 +164,8 @@ def socat(target: Endpoint) -> Iterator[Chain]:
 CHAINS: dict[str, Callable[[Endpoint], contextlib.AbstractContextManager[Chain]]] = {
     DIRECT: direct,
     FASTMTCP: fastmtcp,
+    FASTMTCP_TLS: fastmtcp_tls,
     HAPROXY: haproxy,
+    HAPROXY_TLS: partial(haproxy, tls=True),
     SOCAT: socat,
 }

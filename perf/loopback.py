@@ -9,7 +9,14 @@ from perf.command import repeat_option, seconds_option, skip_option, start
 from perf.processes import Meter, need, running
 from perf.results import Run, median_of
 
-KINDS = (chains.DIRECT, chains.FASTMTCP, chains.HAPROXY, chains.SOCAT)
+KINDS = (
+    chains.DIRECT,
+    chains.FASTMTCP,
+    chains.FASTMTCP_TLS,
+    chains.HAPROXY,
+    chains.HAPROXY_TLS,
+    chains.SOCAT,
+)
 
 
 def measure(kind: str, seconds: int) -> list[Run]:
@@ -64,7 +71,8 @@ def loopback(seconds: int, repeat: int, skip: tuple[str, ...]) -> None:
     memory (peak PSS) are those of all processes of the forwarder, without iperf3.
     """
     kinds = [kind for kind in KINDS if kind not in skip]
-    need("iperf3", *(kind for kind in kinds if kind in (chains.HAPROXY, chains.SOCAT)))
+    programs = {kind.partition("-")[0] for kind in kinds}
+    need("iperf3", *(name for name in (chains.HAPROXY, chains.SOCAT) if name in programs))
     runs: list[Run] = []
     for turn in range(repeat):
         # In turns, so that a slow spell of the machine meets all of them.

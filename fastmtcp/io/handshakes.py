@@ -36,6 +36,10 @@ no more than this long."""
 _READ_SIZE = 2048
 
 
+class GoneError(PeerError):
+    """The peer, or the network, has ended the connection."""
+
+
 class SupersededError(PeerError):
     """The handshake was given up because another one makes the session."""
 
@@ -74,10 +78,10 @@ class _SocketHandshake:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._fail(PeerError(error.strerror or str(error)))
+                self._fail(GoneError(error.strerror or str(error)))
                 return
             if not data:
-                self._fail(PeerError("the peer closed the connection during the handshake"))
+                self._fail(GoneError("the peer closed the connection during the handshake"))
                 return
             self._take(data)
 
@@ -116,7 +120,7 @@ class _SocketHandshake:
             try:
                 self._sock.send(wire)
             except OSError as error:
-                raise PeerError(error.strerror or str(error)) from None
+                raise GoneError(error.strerror or str(error)) from None
 
     def _on_timeout(self) -> None:
         self._fail(PeerError("no answer to the handshake"))
@@ -230,11 +234,16 @@ class Arrival(_SocketHandshake):
         done: Callable[[Arrival, socket.socket, Preamble], None],
         failed: Callable[[Arrival, PeerError], None],
     ) -> None:
+        self.since = loop.now
         self.until = loop.now + HANDSHAKE_TIMEOUT
         super().__init__(loop, sock, self.until)
         self._bytes = b""
         self._done = done
         self._failed = failed
+
+    def give_up(self) -> None:
+        """Its place is needed."""
+        self._on_timeout()
 
     def _wanted(self) -> int:
         return PREAMBLE_SIZE - len(self._bytes)

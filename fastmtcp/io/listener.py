@@ -69,7 +69,8 @@ class Listener:
     at a unix socket.
 
     When descriptors or memory run out it pauses, and tries again by itself: a level-triggered
-    listener that cannot accept would spin.
+    listener that cannot accept would spin. While it is on hold the kernel keeps what comes, up to
+    its backlog.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class Listener:
         self._sock = sock
         self._on_accept = on_accept
         self._closed = False
+        self._on_hold = False
+        self._exhausted = False
+        self._watched = True
         self._warned_at = float("-inf")
         sock.listen(_BACKLOG)
         loop.watch_level(sock.fileno(), self._on_event)
@@ -92,9 +96,14 @@ class Listener:
             self._loop.unwatch(self._sock.fileno())
             self._sock.close()
 
+    def hold(self, on: bool) -> None:
+        """Accept nothing while `on`."""
+        self._on_hold = on
+        self._update()
+
     def _on_event(self, _mask: int) -> None:
         for _ in range(_BATCH):
-            if self._closed:
+            if self._closed or self._on_hold:
                 return
             try:
                 sock, peer = self._sock.accept()
@@ -120,9 +129,20 @@ class Listener:
                 "(raise the limit with ulimit -n)",
                 error.strerror,
             )
-        self._loop.unwatch(self._sock.fileno())
+        self._exhausted = True
+        self._update()
         self._loop.call_later(_PAUSE, self._resume)
 
     def _resume(self) -> None:
-        if not self._closed:
+        self._exhausted = False
+        self._update()
+
+    def _update(self) -> None:
+        wanted = not (self._on_hold or self._exhausted)
+        if self._closed or wanted == self._watched:
+            return
+        self._watched = wanted
+        if wanted:
             self._loop.watch_level(self._sock.fileno(), self._on_event)
+        else:
+            self._loop.unwatch(self._sock.fileno())

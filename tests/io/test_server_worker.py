@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
-from fastmtcp import reception as reception_module
+from fastmtcp import admission, reception
 from fastmtcp import server as server_module
 from fastmtcp.auth import (
     NONCE_SIZE,
@@ -95,7 +96,10 @@ class Server:
 
         def run() -> None:
             sock.sendall(preamble.encode() + handshake.hello)
-            while handshake.grant is None and (part := sock.recv(4096)):
+            while handshake.grant is None:
+                part = sock.recv(4096)
+                if not part:
+                    raise ConnectionError("closed without a word")
                 sock.sendall(handshake.feed(part))
 
         work = Background(run)
@@ -224,22 +228,99 @@ def test_too_many_sessions(server: Server, monkeypatch: pytest.MonkeyPatch) -> N
     assert server.shake(membership).grant is not None
 
 
-def test_too_many_handshakes_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reception_module, "MAX_HANDSHAKES", 3)
-    silent = [server.connect() for _ in range(3)]
-    turn(server.loop, 10)
-    late = server.connect()
-    got = Background(late.recv, 10)
-    run_until(server.loop, lambda: got.done)
-    assert got.result() == b""
-    for sock in silent:
-        # Not because its time was up, which would have been theirs first.
-        sock.setblocking(False)
+class TestStrangers:
+    """Connections that prove nothing."""
+
+    def test_beyond_the_places_they_wait_until_one_is_free(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "MAX_ACCEPTED", 3)
+        membership = server.new_session()
+        silent = [server.connect() for _ in range(3)]
+        turn(server.loop, 10)
+        late = server.connect()
+        late.sendall(b"not for us")
+        turn(server.loop, 10)
+        late.setblocking(False)
         with pytest.raises(BlockingIOError):
-            sock.recv(10)
-        sock.close()
-    turn(server.loop, 10)
-    assert server.shake().grant is not None
+            late.recv(10)  # nobody has looked at it
+        # Who was passed on by another worker is served.
+        assert server.receive(50, membership).grant is not None
+        silent[0].close()
+        run_until(server.loop, lambda: is_closed(late), "the next one is accepted")
+        for sock in silent[1:]:
+            assert not is_closed(sock)
+            sock.close()
+        run_until(server.loop, lambda: not server.worker.reception._arrivals)
+        assert server.shake(membership).grant is not None
+
+    def test_silent_ones_make_room_before_their_time(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "MAX_ACCEPTED", 3)
+        silent = [server.connect() for _ in range(3)]
+        turn(server.loop, 10)
+        begun = server.loop.now
+        assert server.shake().grant is not None
+        assert server.loop.now - begun < HANDSHAKE_TIMEOUT - 1
+        assert any(map(is_closed, silent))
+
+    def test_too_many_from_one_address_are_closed(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "MAX_PER_ADDRESS", 3)
+        silent = [server.connect() for _ in range(3)]
+        turn(server.loop, 10)
+        late = server.connect()
+        run_until(server.loop, lambda: is_closed(late))
+        assert not any(map(is_closed, silent))
+        silent[0].close()
+        turn(server.loop, 10)
+        assert server.shake().grant is not None
+
+    def test_an_address_that_fails_again_and_again_is_slowed_down(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "FREE_FAILURES", 3)
+        monkeypatch.setattr(admission, "SLOW_EVERY", 3600)
+        wrong = Identity.from_key(UNNAMED, bytes(32))
+        for _ in range(5):
+            with pytest.raises(RefusedError):
+                server.shake(identity=wrong)
+        with pytest.raises(ConnectionError):
+            server.shake()
+        assert server.worker.subflows == 0
+
+    def test_who_only_looks_whether_the_port_is_open_has_not_failed(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(admission, "FREE_FAILURES", 3)
+        monkeypatch.setattr(admission, "SLOW_EVERY", 3600)
+        for _ in range(10):
+            server.connect().close()
+            turn(server.loop, 5)
+        assert server.shake().grant is not None
+
+    def test_a_flood_does_not_flood_the_log(
+        self, server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reception, "_WINDOW", 0.5)
+        monkeypatch.setattr(admission, "FREE_FAILURES", 1000)
+        caplog.set_level(logging.INFO, "fastmtcp")
+        for _ in range(50):
+            server.connect().sendall(b"garbage!")
+        run_until(server.loop, lambda: "40 more connections dropped" in caplog.text)
+        assert len(caplog.messages) == 11
+
+
+def is_closed(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        return sock.recv(10, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 class TestHandingOver:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp import auth, reception, server
+from fastmtcp import admission, auth, server
 from fastmtcp.auth import (
     ClientHandshake,
     Grant,
@@ -157,9 +157,10 @@ def coded_limits() -> dict[str, float]:
     """All limits of the code that a peer can notice, and those of one side, by name."""
     found: dict[str, float] = {
         name: value
-        for module in (limits, auth, reception, server, handshakes)
+        for module in (limits, auth, admission, server, handshakes)
         for name, value in vars(module).items()
-        if name in ("NONCE_SIZE", "SESSION_ID_SIZE", "HANDSHAKE_TIMEOUT")
+        if name
+        in ("NONCE_SIZE", "SESSION_ID_SIZE", "HANDSHAKE_TIMEOUT", "FREE_FAILURES", "SLOW_EVERY")
         or (name.startswith("MAX_") and name not in OWN_TUNING)
     }
     found |= {"STALL": watch.STALL, "REPLACE_AFTER": watch.REPLACE_AFTER}

@@ -1,0 +1,153 @@
+"""How many strangers a worker has to do with."""
+
+from __future__ import annotations
+
+import pytest
+from fastmtcp import admission
+from fastmtcp.admission import (
+    ACCEPT_RATE,
+    FORGIVE_EVERY,
+    FREE_FAILURES,
+    MAX_ACCEPTED,
+    MAX_ADDRESSES,
+    MAX_FAILURES,
+    MAX_HANDSHAKES,
+    MAX_PER_ADDRESS,
+    SLOW_EVERY,
+    Admission,
+)
+
+
+def host(number: int) -> str:
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+
+
+def fail(one: Admission, where: str, count: int, now: float) -> None:
+    for _ in range(count):
+        one.failed(where, now)
+
+
+def test_one_address_cannot_take_all_places() -> None:
+    one = Admission(0.0)
+    for _ in range(MAX_PER_ADDRESS):
+        assert one.accept(host(1), 0.0)
+    assert not one.accept(host(1), 0.0)
+    assert not one.take_over(host(1))
+    assert one.accept(host(2), 0.0)
+    one.leave(host(1), accepted=True)
+    assert one.take_over(host(1))
+    assert not one.accept(host(1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("2001:db8:0:1::7", "2001:db8:0:1:ffff::8", True),
+        ("2001:db8:0:1::7", "2001:db8:0:2::7", False),
+        ("::ffff:192.0.2.7", "192.0.2.7", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("192.0.2.7", "192.0.2.8", False),
+    ],
+)
+def test_what_counts_as_one_address(
+    one: str, other: str, same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "MAX_PER_ADDRESS", 1)
+    strangers = Admission(0.0)
+    assert strangers.accept(one, 0.0)
+    assert strangers.accept(other, 0.0) is not same
+
+
+def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
+    one, now = Admission(0.0), 0.0
+    for number in range(MAX_ACCEPTED):
+        while one.delay(now):
+            now += 0.1
+        assert one.delay(now) == 0
+        assert one.accept(host(number), now)
+    assert one.delay(now + 100) is None
+    for number in range(MAX_HANDSHAKES - MAX_ACCEPTED):
+        assert one.take_over(host(number))
+    assert not one.take_over(host(5000))
+    one.leave(host(0), accepted=False)
+    assert one.delay(now + 100) is None
+    one.leave(host(0), accepted=True)
+    assert one.delay(now + 100) == 0
+
+
+def test_no_more_than_so_many_a_second() -> None:
+    one = Admission(0.0)
+    accepted, now = 0, 0.0
+    while now < 10:
+        delay = one.delay(now)
+        assert delay is not None
+        if delay:
+            now += delay + 1e-9
+            continue
+        assert one.accept(host(accepted), now)
+        one.leave(host(accepted), accepted=True)
+        accepted += 1
+    assert accepted == pytest.approx(ACCEPT_RATE * 11, rel=0.01)  # a second's worth at once
+
+
+def test_who_is_closed_at_once_hardly_counts() -> None:
+    one = Admission(0.0)
+    for _ in range(MAX_PER_ADDRESS):
+        one.accept(host(1), 0.0)
+    before = MAX_PER_ADDRESS + 1
+    for _ in range(400):
+        assert not one.accept(host(1), 0.0)
+    assert before + 40 < ACCEPT_RATE
+    assert one.delay(0.0) == 0
+
+
+def test_an_address_that_fails_often_is_slowed_down_and_forgiven() -> None:
+    one, bad, good = Admission(0.0), host(1), host(2)
+    fail(one, bad, FREE_FAILURES - 1, 0.0)
+    for _ in range(3):
+        assert one.accept(bad, 0.0)
+    fail(one, bad, 2, 0.0)
+    assert one.accept(bad, 0.1)
+    assert not one.accept(bad, 0.2)
+    assert not one.accept(bad, 0.1 + SLOW_EVERY - 0.01)
+    assert one.accept(bad, 0.1 + SLOW_EVERY)
+    assert one.accept(good, 0.2)
+    later = 1.5 * FORGIVE_EVERY
+    for _ in range(3):
+        assert one.accept(bad, later)
+
+
+def test_however_often_it_fails_it_is_forgiven_in_time() -> None:
+    one = Admission(0.0)
+    fail(one, host(1), 10_000, 0.0)
+    over = FORGIVE_EVERY * (MAX_FAILURES - FREE_FAILURES)
+    assert one.accept(host(1), over - 10)
+    assert not one.accept(host(1), over - 9.9)
+    for _ in range(3):
+        assert one.accept(host(1), over + 1)
+
+
+def test_the_memory_of_failures_is_bounded() -> None:
+    one = Admission(0.0)
+    fail(one, host(0), FREE_FAILURES, 0.0)
+    fail(one, host(1), FREE_FAILURES, 0.0)
+    for number in range(2, MAX_ADDRESSES + 1):
+        one.failed(host(number), 1.0)
+    one.failed(host(1), 1.0)
+    one.failed(host(9999), 1.0)
+    assert len(one._records) == MAX_ADDRESSES
+    # The one that failed least recently was forgotten, and the other not.
+    assert [one.accept(host(0), 1.0) for _ in range(2)] == [True, True]
+    assert [one.accept(host(1), 1.0) for _ in range(2)] == [True, False]
+
+
+def test_nothing_is_left_of_those_that_are_gone() -> None:
+    one = Admission(0.0)
+    for number in range(100):
+        one.accept(host(number), 0.0)
+        one.take_over(host(number))
+    for number in range(100):
+        one.leave(host(number), accepted=True)
+        one.leave(host(number), accepted=False)
+    assert one._waiting == {}
+    assert (one._total, one._accepted) == (0, 0)
