@@ -296,7 +296,7 @@ class _ServerSession:
         """Its name, which only a key file's client has not."""
         self.verifier = verifier
         self.session = driver.session
-        self.peer = _host(peer)
+        self.peer = f"{client} at {_host(peer)}" if client else _host(peer)
 
     def paths(self) -> list[PathInfo]:
         return []  # the client knows; here they show by its addresses

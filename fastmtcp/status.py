@@ -133,6 +133,7 @@ class SessionStatus(msgspec.Struct, kw_only=True):
     id: str
     """The first digits, the same at both ends; empty until the server has given it."""
     peer: str
+    """The server's paths; at the server the client's name and address."""
     state: str
     """`active`, `waiting` (no subflow is up), `draining` (no new streams)."""
     age: float

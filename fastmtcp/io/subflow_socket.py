@@ -164,6 +164,9 @@ class SubflowSocket:
         if self._driver.session.on_sample(subflow, known, now):
             self._driver.lost(self, "silent while others work")
             return
+        if self._tls is not None and self._tls.is_worn_out:
+            self._driver.lost(self, "its keys have been used enough")
+            return
         if abs(subflow.lowat - self._lowat) * 4 > self._lowat:
             self._lowat = subflow.lowat
             set_lowat(self._sock, subflow.lowat)

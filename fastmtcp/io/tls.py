@@ -34,6 +34,11 @@ _MAX_UNSENT = 64 * 1024
 our next bytes, and may not become more than this."""
 
 
+MAX_BYTES = 256 << 30
+"""Bytes in one direction of a connection, after which it is replaced: one key of AES-GCM is good
+for 2^24.5 records of 16 KiB (RFC 8446, section 5.5), and ssl offers no way to change it."""
+
+
 class Tls:
     """The state of one connection. Bytes to send come from start(), feed() and seal(), in order."""
 
@@ -53,6 +58,8 @@ class Tls:
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
+        self._sent = 0
+        self._received = 0
         self.is_up = False
         """The handshake of TLS is done."""
 
@@ -84,6 +91,11 @@ class Tls:
         """The alert that tells the peer why feed() has failed."""
         return self._outgoing.read()
 
+    @property
+    def is_worn_out(self) -> bool:
+        """A key has been used for as much as it is good for."""
+        return max(self._sent, self._received) > MAX_BYTES
+
     def peer_certificate(self) -> bytes:
         """In DER; empty if it has none."""
         return self._object.getpeercert(binary_form=True) or b""
@@ -107,7 +119,9 @@ class Tls:
             self._write(b"".join(small), waiting, out)
         if self._outgoing.pending:
             out.append(self._outgoing.read())
-        return out, sum(map(len, out))
+        total = sum(map(len, out))
+        self._sent += total
+        return out, total
 
     def recv_into(self, sock: socket.socket, space: memoryview) -> int:
         """Like sock.recv_into(space), with plaintext: less than `space` holds means that the
@@ -147,6 +161,7 @@ class Tls:
                 raise
             if not got:
                 return count
+            self._received += got
             self._incoming.write(scratch[:got])
             short = got < len(scratch)
 

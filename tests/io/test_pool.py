@@ -22,9 +22,11 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.tls import ClientTls
 from fastmtcp.path import PathSpec
 from fastmtcp.server import ServerWorker
 
+from tests.io.certificates import Files
 from tests.io.net import (
     WAIT,
     Background,
@@ -37,7 +39,7 @@ from tests.io.net import (
     turn,
 )
 
-CREDENTIALS = Credentials(Identity.from_key(UNNAMED, bytes(range(32))))
+IDENTITY = Identity.from_key(UNNAMED, bytes(range(32)))
 CLIENTS = unnamed(bytes(range(32)))
 EXPRESS = Role.BOTH | Role.EXPRESS
 Logs = pytest.LogCaptureFixture
@@ -54,7 +56,9 @@ class NoHandoff:
 class World:
     """Servers and clients of one test."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Files | None = None) -> None:
+        """With TLS if there is a certificate."""
+        self.certificate = certificate
         self.loop = Loop()
         self.stack = ExitStack()
         self.target = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -68,7 +72,10 @@ class World:
         config = ServerConfig(target=Endpoint(*self.target.getsockname()))
         sockets = [bind((socket.AF_INET, ("127.0.0.1", 0)), shared=False) for _ in range(ports)]
         numbers = [sock.getsockname()[1] for sock in sockets]
-        worker = ServerWorker(self.loop, config, CLIENTS, 0, sockets, NoHandoff())
+        security = None if self.certificate is None else self.certificate.server()
+        worker = ServerWorker(
+            self.loop, config, CLIENTS, 0, sockets, NoHandoff(), security=security
+        )
         self.servers.append(worker)
         return worker, numbers
 
@@ -101,6 +108,8 @@ class Client:
 
     def __init__(self, world: World, config: ClientConfig) -> None:
         self.world = world
+        files = world.certificate
+        security = None if files is None else ClientTls((files.fingerprint,))
         resolver = Resolver(world.loop)
         world.stack.callback(resolver.close)
         self.session = ClientSession(
@@ -108,7 +117,7 @@ class Client:
             BufferPool(),
             resolver,
             config,
-            CREDENTIALS,
+            Credentials(IDENTITY, security),
             Limits(),
             lambda: None,
             lambda _session, reason: world.ended.append(reason),

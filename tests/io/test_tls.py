@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import random
 import socket
 import ssl
@@ -13,14 +14,15 @@ from pathlib import Path
 import pytest
 from fastmtcp.auth import RefuseCode, RefusedError
 from fastmtcp.errors import ConfigError
-from fastmtcp.io import handshakes
+from fastmtcp.io import handshakes, tls
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.tls import ClientTls, ServerTls, Tls, new_scratch
 
 from tests.io import certificates
 from tests.io.certificates import Files
-from tests.io.net import data, run_until, tcp_pair, turn
+from tests.io.net import WAIT, Background, data, read_exactly, run_until, tcp_pair, turn
 from tests.io.sides import GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both
+from tests.io.test_pool import World
 
 TLS_PREAMBLE = NEW.encode()[:9] + b"\1" + NEW.encode()[10:]
 
@@ -294,6 +296,46 @@ class TestBytes:
         client, _ = joined(files)
         _, size = client.seal([b"h" * 20, b"x" * 262_144, *[b"ack" * 5] * 50])
         assert size < (262_144 + 20 + 750) * 1.01
+
+
+class TestSessions:
+    @pytest.fixture
+    def world(self, files: Files) -> Iterator[World]:
+        world = World(files)
+        yield world
+        world.close()
+
+    @pytest.mark.parametrize("worn_out", [False, True])
+    def test_bytes_both_ways_at_once(
+        self, world: World, worn_out: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also if each connection is given up after two megabytes."""
+        if worn_out:
+            monkeypatch.setattr(tls, "MAX_BYTES", 2_000_000)
+        _, (port,) = world.server()
+        client = world.client(port, connections=3)
+        client.until_up(3)
+        near, far = client.stream()
+        works = [
+            Background(exchange, sock, data(20_000_000, sent), sha256(data(20_000_000, got)))
+            for sock, sent, got in ((near, 1, 2), (far, 2, 1))
+        ]
+        world.until(lambda: all(work.done for work in works), "the bytes are there")
+        for work in works:
+            work.result()
+        assert bool(client.pool.paths[0].reconnects) is worn_out
+
+
+def exchange(sock: socket.socket, content: bytes, digest: str) -> None:
+    """Send, and check what comes."""
+    sock.settimeout(WAIT)
+    sending = Background(sock.sendall, content)
+    assert sha256(read_exactly(sock, len(content))) == digest
+    sending.result()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class TestFiles:
