@@ -164,6 +164,7 @@ def coded_limits() -> dict[str, float]:
         or (name.startswith("MAX_") and name not in OWN_TUNING)
     }
     found |= {"STALL": watch.STALL, "REPLACE_AFTER": watch.REPLACE_AFTER}
+    found["ACCEPT_RATE"] = admission.ACCEPT_RATE
     return found | msgspec.structs.asdict(limits.Limits())
 
 
