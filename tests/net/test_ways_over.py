@@ -140,8 +140,8 @@ def test_a_bridge_that_leads_nowhere_keeps_nobody_waiting(chain: Chain) -> None:
 def test_socks5(chain: Chain, login: bool) -> None:
     chain.microsocks(chain.middle, *(("-u", LOGIN[0], "-P", LOGIN[1]) if login else ()))
     via = f"socks5://{ENCODED + '@' if login else ''}{MIDDLE}:1080"
-    client = chain.join("--server", f"{SERVER}:7700,via={via},connections=4")
-    assert "4 of 4 subflows up" in client.wait_for("ready")
+    client = chain.join("--server", f"{SERVER}:7700,via={via}")
+    assert "2 of 2 subflows up" in client.wait_for("ready")
     client.wait_for(rf"path {SERVER}:7700 through socks5 proxy {MIDDLE}:1080: up")
     chain.check_transfers()
     assert LOGIN[1] not in client.log
@@ -160,8 +160,8 @@ def test_a_name_is_looked_up_by_the_proxy(chain: Chain) -> None:
 
 def test_http_connect(chain: Chain) -> None:
     chain.tinyproxy()
-    client = chain.join("--server", f"{SERVER}:7700,via=http://{MIDDLE}:8888,connections=4")
-    assert "4 of 4 subflows up" in client.wait_for("ready")
+    client = chain.join("--server", f"{SERVER}:7700,via=http://{MIDDLE}:8888")
+    assert "2 of 2 subflows up" in client.wait_for("ready")
     chain.check_transfers()
 
 
