@@ -9,13 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 
-MAX_HANDSHAKES = 1024
-"""Strangers of one worker at once: silence in great numbers costs no more memory than this many."""
-
-MAX_ACCEPTED = 768
-"""Of these, those that this worker has accepted itself. The rest is kept for connections that other
-workers pass on: most of them belong to sessions that are there already."""
-
 MAX_PER_ADDRESS = 256
 """Strangers of one address at once: one machine alone cannot take all places. A client that starts
 with all the connections it may have needs 120 for each worker."""
@@ -61,7 +54,11 @@ class _Record:
 class Admission:
     """Counts strangers, by address, and says whom there is time for."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, most: int) -> None:
+        """`most` are the strangers of this worker at once. A quarter is kept for connections that
+        other workers pass on: most of them belong to sessions that are there already."""
+        self._most = most
+        self._most_accepted = max(1, most * 3 // 4)
         self._waiting: dict[str, int] = {}
         self._accepted = 0
         self._total = 0
@@ -72,7 +69,7 @@ class Admission:
     def delay(self, now: float) -> float | None:
         """Seconds until the next connection should be accepted: 0 for at once, None for when a
         place is free."""
-        if self._accepted >= MAX_ACCEPTED or self._total >= MAX_HANDSHAKES:
+        if self._accepted >= self._most_accepted or self._total >= self._most:
             return None
         self._fill(now)
         return 0.0 if self._tokens >= 1 else (1 - self._tokens) / ACCEPT_RATE
@@ -94,7 +91,7 @@ class Admission:
         """Another worker passes a connection of `host` on: whether there is a place for it. If so,
         leave() is due."""
         where = _network(host)
-        if self._total >= MAX_HANDSHAKES or self._waiting.get(where, 0) >= MAX_PER_ADDRESS:
+        if self._total >= self._most or self._waiting.get(where, 0) >= MAX_PER_ADDRESS:
             return False
         self._enter(where)
         return True

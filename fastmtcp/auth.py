@@ -28,6 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from fastmtcp.engine.frames import VERSION
+from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import KEY_SIZE, Clients, Identity, Verifier
@@ -42,13 +43,11 @@ NEW_SESSION = 0xFFFF
 NONCE_SIZE = 32
 SESSION_ID_SIZE = 16
 
-MAX_MESSAGE = 1024
-"""Before the proof a peer can make us hold this much, for the handshake's few seconds."""
-
 _PREAMBLE = struct.Struct("!8sBBH")
 PREAMBLE_SIZE = _PREAMBLE.size
 _TLS = 1
 _OWNER = struct.Struct("!H")
+
 _LENGTH = struct.Struct("!H")
 _T = TypeVar("_T")
 

@@ -15,6 +15,7 @@ from fastmtcp.credentials import Credentials
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.buffers import BufferPool
@@ -57,7 +58,8 @@ class ClientWorker:
         self._loop = loop
         self._config = config
         self._credentials = credentials
-        self._limits = limits or Limits(session_timeout=config.session_timeout)
+        self._limits = limits or config.session_limits()
+        self._memory = Memory(self._limits.worker_memory)
         self._on_pool = on_pool
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
@@ -183,6 +185,7 @@ class ClientWorker:
             self._config,
             self._credentials,
             self._limits,
+            self._memory,
             self._on_change,
             self._on_session_ended,
         )

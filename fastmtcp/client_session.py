@@ -9,6 +9,7 @@ from fastmtcp.config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.buffers import BufferPool
@@ -30,11 +31,13 @@ class ClientSession:
         config: ClientConfig,
         credentials: Credentials,
         limits: Limits,
+        memory: Memory,
         on_change: Callable[[], None],
         on_ended: Callable[[ClientSession, str], None],
     ) -> None:
-        """`on_change` is called when a subflow comes or goes, `on_ended` once at the end."""
-        self.session = Session(opener=True, limits=limits, now=loop.now)
+        """`memory` is the worker's. `on_change` is called when a subflow comes or goes,
+        `on_ended` once at the end."""
+        self.session = Session(opener=True, limits=limits, now=loop.now, memory=memory)
         self.driver = SessionDriver(loop, buffers, self.session, _unexpected, self._on_driver_ended)
         self.closing = False
         """True once it connects no more."""

@@ -6,18 +6,22 @@ processes get are all made from the two Structs below, by fastmtcp.settings.
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta
 
 from fastmtcp import control
 from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.limits import ClientLimits, Limits, ServerLimits
 from fastmtcp.errors import ConfigError
 from fastmtcp.identity import NAME_FORM, is_name
 from fastmtcp.link import parse_fingerprint
 from fastmtcp.path import PathSpec
 from fastmtcp.settings import (
+    LIMITS,
     LISTENING,
     LOGGING,
     PROCESSES,
@@ -34,7 +38,8 @@ from fastmtcp.targets import Rule
 from fastmtcp.ways_in import Forward, Place, WayIn
 
 MAX_WORKERS = 256
-MAX_SUBFLOWS = 120
+SPARE_SUBFLOWS = 8
+MAX_SUBFLOWS = Limits().max_subflows - SPARE_SUBFLOWS
 """Subflows that one worker may have: a server lets a session have 128, and some of those are the
 express subflow and the ones that are being replaced."""
 
@@ -238,10 +243,18 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             default_text="none",
         ),
     ] = None
+    limits: Annotated[
+        ServerLimits,
+        Setting(LIMITS, "What clients may make this server hold and do."),
+    ] = ServerLimits()
+
+    def session_limits(self) -> ServerLimits:
+        return msgspec.structs.replace(self.limits, session_timeout=self.session_timeout)
 
     def check(self) -> None:
         Config.check(self)
         _check_listen(self.listen)
+        _check_limits(self.limits)
         _check_destination("target", self.target)
         if self.public_address is not None:
             _check_destination("public_address", self.public_address)
@@ -437,6 +450,13 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             default_text="the host of the path",
         ),
     ] = None
+    limits: Annotated[
+        ClientLimits,
+        Setting(LIMITS, "What the server may make this client hold and do."),
+    ] = ClientLimits()
+
+    def session_limits(self) -> ClientLimits:
+        return msgspec.structs.replace(self.limits, session_timeout=self.session_timeout)
 
     def check(self) -> None:
         Config.check(self)
@@ -455,6 +475,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                 )
         if self.target is not None:
             _check_destination("target", self.target)
+        _check_limits(self.limits)
         _check_paths(self.paths)
         for key in ("link_file", "ca_file"):
             _check_file(self, key)
@@ -474,11 +495,11 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         for key in ("fingerprint", "ca_file", "server_name", "certificate"):
             if self.tls is False and getattr(self, key):
                 raise SettingError(key, "needs TLS, which is turned off; remove one of the two")
-        if self.subflows > MAX_SUBFLOWS:
+        if self.subflows > self.most_subflows:
             raise SettingError(
                 "server",
                 f"the paths have {self.subflows} connections or more, the limit is "
-                f"{MAX_SUBFLOWS}; lower --connections or the connections= of a path",
+                f"{self.most_subflows}; lower --connections or the connections= of a path",
             )
 
     @property
@@ -499,6 +520,11 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     def paths(self) -> tuple[PathSpec, ...]:
         """The paths to use; those of a link are filled in by fastmtcp.credentials."""
         return _USUAL_PATHS if self.server is None else self.server
+
+    @property
+    def most_subflows(self) -> int:
+        """Connections that one worker may have on all paths."""
+        return min(MAX_SUBFLOWS, self.limits.max_subflows - SPARE_SUBFLOWS)
 
     @property
     def subflows(self) -> int:
@@ -531,6 +557,23 @@ def _check_places(ways: tuple[WayIn, ...]) -> None:
         if way.place in places and not is_any:
             raise SettingError(way.kind, f"{way.place} is there twice; choose another place")
         places.add(way.place)
+
+
+def _check_limits(limits: Limits) -> None:
+    rising = ("floor_window", "start_window", "max_window", "worker_memory")
+    pairs = (
+        *itertools.pairwise(rising),
+        ("send_buffer", "worker_memory"),
+        ("ping_interval", "subflow_timeout"),
+    )
+    for small, large in pairs:
+        low, high = getattr(limits, small), getattr(limits, large)
+        if low > high or (low == high and small == "ping_interval"):
+            raise SettingError(
+                "limits",
+                f"{small} = {low:.10g} is too much beside {large} = {high:.10g}; lower the one or "
+                "raise the other",
+            )
 
 
 def _check_destination(key: str, endpoint: Endpoint) -> None:

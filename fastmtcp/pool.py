@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence, Set
 
 from fastmtcp.auth import ClientHandshake, Grant, RefuseCode, RefusedError
-from fastmtcp.config import MAX_SUBFLOWS, ClientConfig
+from fastmtcp.config import ClientConfig
 from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.role import Role
@@ -115,7 +115,10 @@ class Pool:
             self.paths.remove(path)
             self._abandon(path.slots, "its path is gone")
         known = {path.spec: path for path in self.paths}
-        ranges = fit([spec.connections or self.config.connections for spec in specs], MAX_SUBFLOWS)
+        ranges = fit(
+            [spec.connections or self.config.connections for spec in specs],
+            self.config.most_subflows,
+        )
         for spec, limits in zip(specs, ranges, strict=True):
             if spec in known:
                 # Before the new ones, which may need the room.
@@ -127,7 +130,9 @@ class Pool:
                 room = self._room()
                 if room < 1:
                     log.warning(
-                        "path %s: not used: %d subflows are the limit", spec.label, MAX_SUBFLOWS
+                        "path %s: not used: %d subflows are the limit",
+                        spec.label,
+                        self.config.most_subflows,
                     )
                     continue
                 if limits.least > room:
@@ -285,7 +290,7 @@ class Pool:
         return slots if self._express is None else [*slots, self._express]
 
     def _room(self) -> int:
-        return MAX_SUBFLOWS - self.wanted
+        return self.config.most_subflows - self.wanted
 
     def _is_long_down(self) -> bool:
         since = self.down_since

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from fastmtcp.admission import Admission
 from fastmtcp.auth import NEW_SESSION, Preamble, RefusedError, ServerHandshake
-from fastmtcp.engine.limits import START_LOWAT
+from fastmtcp.engine.limits import START_LOWAT, ServerLimits
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import Clients
 from fastmtcp.io.handshakes import Arrival, GoneError, ServerSocketHandshake
@@ -66,7 +66,7 @@ class Reception:
         handoff: Handoff,
         clients: Clients,
         security: ServerTls | None,
-        subflow_timeout: float,
+        limits: ServerLimits,
         proved: Proved,
     ) -> None:
         """`sockets` are bound; `index` is this worker's, from 0."""
@@ -75,9 +75,9 @@ class Reception:
         self._loop = loop
         self._index = index
         self._handoff = handoff
-        self._subflow_timeout = subflow_timeout
+        self._subflow_timeout = limits.subflow_timeout
         self._proved = proved
-        self._admission = Admission(loop.now)
+        self._admission = Admission(loop.now, limits.max_handshakes)
         self._arrivals: dict[Arrival, str] = {}
         self._handshakes: dict[ServerSocketHandshake, _Stranger] = {}
         self._failures = _Failures(loop)

@@ -22,7 +22,8 @@ from fastmtcp.auth import (
 from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.limits import ServerLimits
+from fastmtcp.engine.quota import Client, Memory
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
@@ -45,10 +46,9 @@ from fastmtcp.targets import Rule
 
 log = logging.getLogger("fastmtcp.server")
 
-MAX_SESSIONS = 1024
-"""Sessions of one worker: a client that makes ever new ones costs no more than this many."""
-
 _TICK = 0.5
+_REPORT = 1.0
+"""Seconds between two log lines about streams that one session was refused."""
 
 
 class ServerWorker:
@@ -62,7 +62,7 @@ class ServerWorker:
         index: int,
         sockets: list[socket.socket],
         handoff: Handoff,
-        limits: Limits | None = None,
+        limits: ServerLimits | None = None,
         security: ServerTls | None = None,
     ) -> None:
         """`sockets` are bound; `index` is this worker's, from 0; without `security` there is no
@@ -70,11 +70,13 @@ class ServerWorker:
         self._loop = loop
         self._config = config
         self._index = index
-        self._limits = limits or Limits(session_timeout=config.session_timeout)
+        self._limits = limits or config.session_limits()
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
         # Names that clients choose, which may hang, hold up no look-up of our own target.
         self._chosen = Resolver(loop)
+        self._memory = Memory(self._limits.worker_memory)
+        self._clients: dict[str, Client] = {}
         self._sessions: dict[bytes, _ServerSession] = {}
         self._lingering: set[_ServerSession] = set()
         self.past = Totals()
@@ -89,10 +91,11 @@ class ServerWorker:
             handoff,
             clients,
             security,
-            self._limits.subflow_timeout,
+            self._limits,
             self._on_proved,
         )
         loop.call_later(_TICK, self._tick)
+        loop.call_later(_REPORT, self._report)
 
     @property
     def streams(self) -> int:
@@ -168,7 +171,7 @@ class ServerWorker:
         if not request.session:
             if self._draining:
                 raise RefusedError(RefuseCode.DRAINING, "the server is shutting down")
-            if len(self._sessions) >= MAX_SESSIONS:
+            if len(self._sessions) >= self._limits.max_sessions:
                 raise RefusedError(RefuseCode.LIMIT, "too many sessions")
             return self._new_session(handshake, request.client, peer)
         session = self._sessions.get(request.session)
@@ -182,9 +185,23 @@ class ServerWorker:
 
     # --- sessions -----------------------------------------------------------------------------
 
+    def _client(self, name: str) -> Client:
+        """What the sessions of a client share."""
+        return self._clients.setdefault(name, Client(self._limits.max_client_streams))
+
     def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> _ServerSession:
+        shared = self._client(client)
+        if shared.sessions >= self._limits.max_client_sessions:
+            raise RefusedError(RefuseCode.LIMIT, "too many sessions of this client")
         session_id = new_session_id(self._index)
-        engine = Session(opener=False, limits=self._limits, now=self._loop.now)
+        engine = Session(
+            opener=False,
+            limits=self._limits,
+            now=self._loop.now,
+            memory=self._memory,
+            client=shared,
+        )
+        shared.sessions += 1
         driver = SessionDriver(
             self._loop,
             self._pool,
@@ -200,6 +217,7 @@ class ServerWorker:
 
     def _on_session_ended(self, session_id: bytes, code: SessionCode, reason: str) -> None:
         session = self._sessions.pop(session_id)
+        session.session.holding.client.sessions -= 1
         self.past.add(totals(session.session))
         if session.driver.relays:
             # Complete streams whose targets still read.
@@ -241,6 +259,20 @@ class ServerWorker:
         self._check_drained()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)
+
+    def _report(self) -> None:
+        """Say once a second what was refused, however much it is."""
+        for session_id, session in self._sessions.items():
+            refused, session.session.refused = session.session.refused, {}
+            for limit, count in refused.items():
+                log.warning(
+                    "session %s: %d streams refused: the limit is %s = %g",
+                    session_id.hex()[:12],
+                    count,
+                    limit,
+                    getattr(self._limits, limit),
+                )
+        self._loop.call_later(_REPORT, self._report)
 
     # --- the end ------------------------------------------------------------------------------
 

@@ -39,10 +39,11 @@ LISTENING = "Listening"
 TARGET = "Target"
 SERVER_PATH = "Path to the server"
 SESSIONS = "Sessions"
+LIMITS = "Limits"
 SECURITY = "Security"
 PROCESSES = "Processes"
 LOGGING = "Logging"
-GROUPS = (LISTENING, TARGET, SERVER_PATH, SESSIONS, SECURITY, PROCESSES, LOGGING)
+GROUPS = (LISTENING, TARGET, SERVER_PATH, SESSIONS, LIMITS, SECURITY, PROCESSES, LOGGING)
 
 _MAX_FILE = 1 << 20
 
@@ -165,6 +166,12 @@ class Field(msgspec.Struct, frozen=True):
     setting: Setting
 
     @property
+    def is_table(self) -> bool:
+        """It is a table of the file and has no option: a Struct whose fields with a Meta are the
+        keys."""
+        return self.type not in _PARSED and hasattr(self.type, "__struct_fields__")
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The possible texts, if the setting allows only a few."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
@@ -186,7 +193,7 @@ class Field(msgspec.Struct, frozen=True):
             return ""
         for meta in self.type.__metadata__:
             if isinstance(meta, Meta) and meta.ge is not None and meta.le is not None:
-                return f"{meta.ge:g} to {meta.le:g}"
+                return f"{_number(meta.ge)} to {_number(meta.le)}"
         return ""
 
     @property
@@ -213,6 +220,8 @@ class Field(msgspec.Struct, frozen=True):
         return tuple(self._convert_one(part, source, lax=lax) for part in parts)
 
     def _convert_one(self, value: object, source: str, *, lax: bool) -> object:
+        if self.is_table:
+            return self._convert_table(value, source)
         if self.type in _PARSED and not isinstance(value, self.type):
             try:
                 if isinstance(value, dict) and self.type is PathSpec:
@@ -233,6 +242,36 @@ class Field(msgspec.Struct, frozen=True):
             elif isinstance(value, str) and not lax:
                 remedy += ", without quotes"
             raise ConfigError(f"{source}: {_show(value)} {remedy}") from None
+
+    def _convert_table(self, value: object, source: str) -> object:
+        if isinstance(value, self.type):
+            return value
+        if not isinstance(value, dict):
+            raise ConfigError(f"{source}: {_show(value)} must be a table; write [{self.name}]")
+        known = {inner.name: inner for inner in table_fields(self.type)}
+        for key in value:
+            if key not in known:
+                raise ConfigError(f"{source}.{key}: {_unknown_in_table(self.type, key)}")
+        return self.type(
+            **{
+                key: known[key].convert(one, f"{source}.{key}", lax=False)
+                for key, one in value.items()
+            }
+        )
+
+
+@functools.cache
+def table_fields(table: type[msgspec.Struct]) -> tuple[Field, ...]:
+    """The keys of a table."""
+    hints = get_type_hints(table, include_extras=True)
+    return tuple(
+        Field(info.name, hints[info.name], False, info.default, _IN_TABLE)
+        for info in msgspec.structs.fields(table)
+        if get_origin(hints[info.name]) is Annotated
+    )
+
+
+_IN_TABLE = Setting(LIMITS, "")
 
 
 @functools.cache
@@ -294,9 +333,26 @@ def _unknown(config_type: type[Settings], key: str, value: object) -> str:
     if plain in others:
         return f"{key}: is a setting of {others[plain]}, not of {config_type.program}; remove it"
     if isinstance(value, dict):
-        return f"{key}: is a table; write the keys at the top of the file, without [tables]"
+        return (
+            f"{key}: is a table; write the keys at the top of the file, without [tables], or in "
+            "[limits]"
+        )
     hint = _did_you_mean(plain, names) or f"; the keys are {', '.join(sorted(names))}"
     return f"{key}: unknown key{hint}"
+
+
+def _unknown_in_table(table: type[msgspec.Struct], key: str) -> str:
+    names = tuple(field.name for field in table_fields(table))
+    for other in _programs(Settings):
+        for field in fields(other):
+            if field.is_table and key in {inner.name for inner in table_fields(field.type)}:
+                return f"is a limit of {other.program}, not of this program; remove it"
+    hint = _did_you_mean(key, names) or f"; the keys are {', '.join(sorted(names))}"
+    return f"unknown key{hint}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _programs(parent: type[Settings]) -> list[type[Settings]]:

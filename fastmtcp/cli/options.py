@@ -88,14 +88,15 @@ def settings_command(
         return serve(settings.load(config_type, config_file, given))
 
     parameters: list[click.Parameter] = [
-        SettingOption(field) for field in settings.fields(config_type)
+        SettingOption(field) for field in settings.fields(config_type) if not field.is_table
     ]
     parameters.append(
         click.Option(
             ["--config", "config_file"],
             metavar="FILE",
             help="TOML file with any of these settings: a key is an option's name with _ for -, "
-            "for example drain_timeout = 10. Options and the environment win over the file.",
+            "for example drain_timeout = 10. Options and the environment win over the file. Its "
+            "table [limits] is described in docs/SECURITY.md.",
         )
     )
     command = GroupedCommand(

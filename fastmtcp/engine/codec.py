@@ -14,10 +14,11 @@ import msgspec
 
 from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.frames import Data, Frame, Open
-from fastmtcp.engine.limits import MAX_HEADER, MAX_PAYLOAD
+from fastmtcp.engine.limits import Limits
 
 PREFIX = struct.Struct("!HI")
 _PREFIX_SIZE = PREFIX.size
+_DEFAULTS = Limits()
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[memoryview | bytearray], Frame] = msgspec.msgpack.Decoder(Frame).decode
@@ -38,15 +39,31 @@ class FrameReader:
     payload, also that of an Open (right after its frame). `fin` is set on a frame's last piece.
     """
 
-    __slots__ = ("_fin", "_left", "_offset", "_on_data", "_on_frame", "_partial", "_stream")
+    __slots__ = (
+        "_fin",
+        "_left",
+        "_max_header",
+        "_max_payload",
+        "_offset",
+        "_on_data",
+        "_on_frame",
+        "_partial",
+        "_stream",
+        "work_left",
+    )
 
     def __init__(
         self,
         on_frame: Callable[[Frame], None],
         on_data: Callable[[int, int, memoryview, bool], None],
+        limits: Limits = _DEFAULTS,
     ) -> None:
         self._on_frame = on_frame
         self._on_data = on_data
+        self._max_header = limits.max_header
+        self._max_payload = limits.max_payload
+        self.work_left = 0
+        """Frames that feed() may still handle; its callbacks may charge more than one for each."""
         self._partial = bytearray()
         self._left = 0
         self._stream = 0
@@ -58,15 +75,17 @@ class FrameReader:
         """True if the bytes so far end with a whole frame."""
         return not self._left and not self._partial
 
-    def feed(self, view: memoryview) -> None:
-        """Take the next bytes of the subflow.
+    def feed(self, view: memoryview, work: int = 1 << 62) -> int:
+        """Take the next bytes of the subflow, up to about `work` frames. Returns how many bytes
+        were taken; the caller comes again with the rest.
 
         Raises:
             RemoteError: the bytes are not a frame of this version, or break a limit.
         """
         position = 0
         size = len(view)
-        while position < size:
+        self.work_left = work
+        while position < size and self.work_left > 0:
             if self._left:
                 take = min(self._left, size - position)
                 self._left -= take
@@ -79,6 +98,7 @@ class FrameReader:
                 position += self._complete(view[position:])
             else:
                 position = self._header(view, position, size)
+        return position
 
     def _header(self, view: memoryview, position: int, size: int) -> int:
         body = position + _PREFIX_SIZE
@@ -88,7 +108,7 @@ class FrameReader:
         header_size, payload_size = _unpack_from(view, position)
         end = body + header_size
         if end > size:
-            _check_sizes(header_size, payload_size)
+            self._check_sizes(header_size, payload_size)
             self._partial += view[position:]
             return size
         self._frame(view[body:end], header_size, payload_size)
@@ -104,7 +124,7 @@ class FrameReader:
             if len(partial) < _PREFIX_SIZE:
                 return taken
         header_size, payload_size = _unpack_from(partial)
-        _check_sizes(header_size, payload_size)
+        self._check_sizes(header_size, payload_size)
         more = min(_PREFIX_SIZE + header_size - len(partial), len(view) - taken)
         partial += view[taken : taken + more]
         if len(partial) == _PREFIX_SIZE + header_size:
@@ -113,7 +133,8 @@ class FrameReader:
         return taken + more
 
     def _frame(self, header: memoryview | bytearray, header_size: int, payload_size: int) -> None:
-        _check_sizes(header_size, payload_size)
+        self._check_sizes(header_size, payload_size)
+        self.work_left -= 1
         try:
             frame = _decode(header)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:  # the latter: text not UTF-8
@@ -138,12 +159,11 @@ class FrameReader:
         self._fin = fin
         self._left = payload_size
 
+    def _check_sizes(self, header_size: int, payload_size: int) -> None:
+        if not 0 < header_size <= self._max_header:
+            raise RemoteError(SessionCode.PROTOCOL, f"header of {header_size} bytes")
+        if payload_size > self._max_payload:
+            raise RemoteError(SessionCode.PROTOCOL, f"payload of {payload_size} bytes")
+
 
 _EMPTY = memoryview(b"")
-
-
-def _check_sizes(header_size: int, payload_size: int) -> None:
-    if not 0 < header_size <= MAX_HEADER:
-        raise RemoteError(SessionCode.PROTOCOL, f"header of {header_size} bytes")
-    if payload_size > MAX_PAYLOAD:
-        raise RemoteError(SessionCode.PROTOCOL, f"payload of {payload_size} bytes")

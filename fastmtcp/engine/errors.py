@@ -17,6 +17,7 @@ class ResetCode(enum.IntEnum):
     DRAINING = 6  # the program is shutting down
     INTERNAL = 7  # a fault of ours
     NOT_ALLOWED = 8  # the server lets nobody, or not this client, go to this target
+    IDLE = 9  # nothing moved for too long
 
     @property
     def explanation(self) -> str:
@@ -34,6 +35,7 @@ _EXPLANATIONS = {
     ResetCode.DRAINING: "the other side is shutting down",
     ResetCode.INTERNAL: "an internal error",
     ResetCode.NOT_ALLOWED: "the server does not allow this target",
+    ResetCode.IDLE: "nothing moved on it for too long",
 }
 
 

@@ -9,20 +9,23 @@ window, however much the sender asks.
 from __future__ import annotations
 
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.quota import Memory
 
 
 class WindowPool:
     """Memory that the windows of one session share beyond their floors."""
 
-    __slots__ = ("free",)
+    __slots__ = ("_memory", "free")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, memory: Memory | None = None) -> None:
         self.free = size
+        self._memory = memory or Memory()
 
     def take(self, want: int) -> int:
         """Grant up to `want` bytes, never more than half of what is left: late streams get less
-        than early ones, but the pool is never empty for them."""
-        granted = max(0, min(want, self.free // 2))
+        than early ones, but the pool is never empty for them. Nor more than a share of what is
+        left in the worker."""
+        granted = max(0, min(want, self.free // 2, self._memory.spare))
         self.free -= granted
         return granted
 

@@ -1,14 +1,27 @@
-"""Every limit of the engine, in one place, each with what it protects against.
+"""Every limit, in one place, each with what it protects against.
 
-All sizes are bytes, all times seconds.
+All sizes are bytes, all times seconds. The fields of ServerLimits and ClientLimits that have a
+Meta are the keys of the table [limits] in a configuration file; the rest is fixed, most of it by
+the wire. docs/SECURITY.md says what happens at each.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+MAX_MESSAGE = 1024
+"""Bytes of a handshake message: before the proof a peer can make us hold this much."""
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds from the connection to the last word of the handshake: a peer that says nothing costs
+no more than this long."""
 
 MAX_HEADER = 512
 """An endless header would let a peer make us buffer without limit."""
@@ -20,42 +33,59 @@ a subflow before another stream gets its turn."""
 MAX_REASON = 200
 """Characters of text in a GOAWAY. It ends up in logs."""
 
+MIN_HEADER_LIMIT = 320
+MAX_CHUNK = 256 * KIB
+"""What a sender may count on: no header is longer, and no payload."""
+
+Size = Annotated[int, Meta(ge=64 * KIB, le=4 * GIB)]
+IdleTime = Annotated[float, Meta(ge=0, le=30 * 86400)]
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one session. Both sides have their own; what the peer must know is sent to it."""
 
-    floor_window: int = 64 * KIB
+    max_header: Annotated[int, Meta(ge=MIN_HEADER_LIMIT, le=MAX_HEADER)] = MAX_HEADER
+    """MAX_HEADER, or less."""
+
+    max_payload: Annotated[int, Meta(ge=MAX_CHUNK, le=MAX_PAYLOAD)] = MAX_PAYLOAD
+    """MAX_PAYLOAD, or less."""
+
+    floor_window: Annotated[int, Meta(ge=64 * KIB, le=16 * MIB)] = 64 * KIB
     """Credit that every stream always has, whatever the others hold: a stalled stream can
     never block another. `max_streams * floor_window` bounds what all stalled readers together
     can pin."""
 
-    start_window: int = 1 * MIB
+    start_window: Size = 1 * MIB
     """Credit a stream gets as soon as it uses its floor, memory permitting."""
 
-    max_window: int = 48 * MIB
-    """Ceiling of one stream's auto-tuned window: 2 x rate x round-trip time of the fastest line
-    worth supporting (1 Gbit/s at 200 ms)."""
+    max_window: Size = 48 * MIB
+    """Ceiling of one stream's auto-tuned window, and so of the span that its reassembly covers:
+    2 x rate x round-trip time of the fastest line worth supporting (1 Gbit/s at 200 ms)."""
 
-    window_pool: int = 48 * MIB
+    window_pool: Size = 48 * MIB
     """Memory all windows of a session may grow into beyond the floor. A reader that stops pins
     no more than this."""
 
-    max_streams: int = 4096
+    max_streams: Annotated[int, Meta(ge=8, le=65536)] = 4096
     """Streams open at once in one session: an OPEN flood costs no more than this many."""
 
-    max_subflows: int = 128
+    max_subflows: Annotated[int, Meta(ge=10, le=1024)] = 128
     """Subflows of one session: a peer cannot eat our descriptors through one session."""
 
-    send_buffer: int = 48 * MIB
+    send_buffer: Size = 48 * MIB
     """Bytes taken from applications and not yet data-ACKed, per session. A peer that gives
     credit but never acknowledges cannot make us hold more."""
 
-    backlog: int = 512 * KIB
+    backlog: Annotated[int, Meta(ge=64 * KIB, le=64 * MIB)] = 512 * KIB
     """Bytes read from one application ahead of what the subflows could take so far."""
 
-    max_gaps: int = 16 * KIB
+    max_gaps: Annotated[int, Meta(ge=64, le=1 << 20)] = 16 * KIB
     """Holes in the reassembly of all streams of a session: each costs 300 bytes, and a peer that
     sends every other byte makes one of each."""
+
+    worker_memory: Annotated[int, Meta(ge=16 * MIB, le=1024 * GIB)] = 512 * MIB
+    """Bytes that all sessions of a worker hold together, received and sent ones: many sessions,
+    each within its limits, must not fill the machine."""
 
     ack_delay: float = 0.02
     """A data-level ACK waits this long for company: other ACKs, or data to ride with."""
@@ -64,14 +94,48 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A stream without progress asks the peer for its state after 1, 2, 4 ... seconds, at last
     this often: an ACK or credit may have died with a subflow whose death only one side saw."""
 
-    ping_interval: float = 5.0
+    ping_interval: Annotated[float, Meta(ge=1, le=300)] = 5.0
     """A subflow that was silent this long is asked whether it lives."""
 
-    subflow_timeout: float = 15.0
+    subflow_timeout: Annotated[float, Meta(ge=3, le=900)] = 15.0
     """A subflow that was silent this long although asked is dead."""
 
     session_timeout: float = 120.0
-    """A session without any subflow keeps its streams this long."""
+    """A session without any subflow keeps its streams this long. A setting of its own."""
+
+    opens_per_second: float = 5000.0
+    """Streams that one session may open in a second, and at once; 0 is any number. Each is a
+    connection to a target, which a flood of OPEN and RESET would hit."""
+
+    session_idle_timeout: float = 0.0
+    """A session without a stream for this long is ended; 0 is never."""
+
+    stream_idle_timeout: IdleTime = 0.0
+    """A stream on which nothing moved for this long is reset; 0 is never. A peer that opens streams
+    and says nothing holds a connection to the target for each."""
+
+
+class ClientLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of a client worker and its session."""
+
+
+class ServerLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of a server worker and its sessions."""
+
+    max_handshakes: Annotated[int, Meta(ge=1, le=65536)] = 1024
+    """Connections of one worker that have not proved anything yet: more are closed at once."""
+
+    max_sessions: Annotated[int, Meta(ge=1, le=65536)] = 1024
+    """Sessions of one worker: clients that make ever new ones cost no more than this many."""
+
+    max_client_sessions: Annotated[int, Meta(ge=1, le=65536)] = 256
+    """Of those, sessions of one client: it cannot take all places."""
+
+    max_client_streams: Annotated[int, Meta(ge=8, le=1 << 20)] = 16384
+    """Streams of one client in one worker, in all its sessions: each has a descriptor."""
+
+    opens_per_second: Annotated[float, Meta(ge=0, le=1e6)] = 5000.0
+    session_idle_timeout: IdleTime = 0.0
 
 
 SMALL_STREAM = 128 * KIB
@@ -84,7 +148,6 @@ BULK_TURN = 16
 """After this many small chunks comes a bulk one, or a flood of small streams would starve it."""
 
 MIN_CHUNK = 16 * KIB
-MAX_CHUNK = 256 * KIB
 START_CHUNK = 64 * KIB
 CHUNK_TIME = 0.010
 """A chunk is what its subflow delivers in this time: long enough to cost little, short enough
@@ -111,3 +174,25 @@ MAX_OWN_FRAMES = 16
 
 MAX_HINTS = 32
 """Control frames waiting beyond which those that only help the peer are left out."""
+
+MIN_SEND_ROOM = 256 * KIB
+"""Bytes that each session may have unacknowledged, however little of its worker's memory is left:
+others that never acknowledge must not stop it."""
+
+MEMORY_SHARE = 4
+"""A session takes at most this part of what is left of its worker's memory at a time: the first to
+come cannot take it all."""
+
+TURN_WORK = 500
+"""Frames of one session that are handled in a turn of the loop. Single bytes, PINGs and the like in
+their thousands must not make the other sessions of the worker wait."""
+
+OPEN_WORK = 20
+"""An OPEN costs as much as this many other frames: a connection to the target is made for it."""
+
+READ_WORK = 4
+"""A read from a socket costs as much as this many frames."""
+
+REPEAT_SPACING = 50e-6
+"""Seconds for each stream until all control frames may be said again, some ten times what saying
+them costs: a peer that loses subflow after subflow must not make us do nothing else."""

@@ -39,6 +39,16 @@ def is_stuck(stream: Stream, limits: Limits) -> bool:
     return ticks & (ticks - 1) == 0 or ticks % int(limits.probe_interval_max) == 0
 
 
+def is_idle(stream: Stream, timeout: float, now: float) -> bool:
+    """True if nothing has moved on a stream for `timeout` seconds. Call it once a second."""
+    send, receive = stream.send, stream.receive
+    moved = send.acked + send.buffer.end + receive.data.next + receive.window.taken
+    if moved != stream.moved:
+        stream.moved = moved
+        stream.moved_at = now
+    return now - stream.moved_at >= timeout
+
+
 def wants_ping(subflow: Subflow, limits: Limits, now: float) -> bool:
     """True if a silent subflow should be asked now; notes that it is."""
     subflow.is_carrying()

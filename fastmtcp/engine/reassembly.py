@@ -6,19 +6,23 @@ Whichever copy of a byte came first is kept: both are the same byte.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 
 from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.quota import Holding
 
 Piece = memoryview | bytearray
 
 _SMALL = 4 * KIB
 _JOINED = 64 * KIB
+_MERGED = 64
+"""Runs that touch one another become one as long as it has no more pieces than this: a peer that
+sends the same range again and again must not make us walk over thousands of runs each time."""
 
 
-def push(queue: deque[Piece] | list[Piece], piece: memoryview) -> None:
+def push(queue: deque[Piece] | list[Piece], piece: Piece) -> None:
     """Queue a piece, copying it only if it is small.
 
     A view keeps its whole receive buffer alive, and an object costs 100 bytes: a peer that sends
@@ -51,10 +55,13 @@ class GapPool:
 class Reassembly:
     """In-order bytes in `ready`, the rest in runs behind the gaps."""
 
-    __slots__ = ("_pool", "_runs", "_starts", "next", "ready", "ready_bytes")
+    __slots__ = ("_holding", "_pool", "_runs", "_starts", "held", "next", "ready", "ready_bytes")
 
-    def __init__(self, pool: GapPool) -> None:
+    def __init__(self, pool: GapPool, holding: Holding | None = None) -> None:
         self._pool = pool
+        self._holding = holding or Holding()
+        self.held = 0
+        """Bytes that are here, in order or not, and that the application has not taken."""
         self.next = 0
         """All bytes below this offset have been received."""
         self.ready: deque[Piece] = deque()
@@ -84,12 +91,13 @@ class Reassembly:
             piece = piece[self.next - offset :]
             size = len(piece)
             offset = self.next
+        if not size:
+            return False
         if offset > self.next:
             self._insert_behind_gap(offset, piece)
             return False
-        if not size:
-            return False
         push(self.ready, piece)
+        self._hold(size)
         self.ready_bytes += size
         self.next = offset + size
         if self._runs and self._starts[0] <= self.next:
@@ -98,6 +106,7 @@ class Reassembly:
 
     def take(self, count: int) -> None:
         """The application took `count` bytes from the front of `ready`."""
+        self._hold(-count)
         self.ready_bytes -= count
         ready = self.ready
         while count:
@@ -111,6 +120,7 @@ class Reassembly:
                 return
 
     def clear(self) -> None:
+        self._hold(-self.held)
         self.ready.clear()
         self.ready_bytes = 0
         self._pool.free += len(self._runs)
@@ -139,39 +149,69 @@ class Reassembly:
         self._pool.free += done
 
     def _insert_behind_gap(self, offset: int, piece: memoryview) -> None:
-        """Keep what of `piece` fills holes between the runs."""
-        while piece:
-            index = bisect_right(self._starts, offset)
-            if index:
-                before = self._runs[index - 1]
-                if offset < before.end:
-                    skip = before.end - offset
-                    piece = piece[skip:]
-                    offset += skip
-                    continue
-            room = len(piece)
-            if index < len(self._runs):
-                room = min(room, self._starts[index] - offset)
-            part = piece[:room]
-            if index and before.end == offset:
-                push(before.pieces, part)
-                before.end += room
-            else:
-                if not self._pool.free:
-                    raise RemoteError(SessionCode.LIMIT, "too many gaps in the session's streams")
-                self._pool.free -= 1
-                run = _Run(offset, offset + room)
-                push(run.pieces, part)
-                self._starts.insert(index, offset)
-                self._runs.insert(index, run)
-            piece = piece[room:]
-            offset += room
+        """Keep what of `piece` fills holes between the runs, and join the runs that it fills."""
+        starts, runs = self._starts, self._runs
+        end = offset + len(piece)
+        low = bisect_right(starts, offset)
+        if low and runs[low - 1].end >= offset:
+            low -= 1
+        # A run that begins where the piece ends stays by itself: a peer that sends single bytes
+        # backwards would make us copy all that is behind for each.
+        high = bisect_left(starts, end, low)
+        if not self._pool.free and (low == high or runs[low].start > offset):
+            raise RemoteError(SessionCode.LIMIT, "too many gaps in the session's streams")
+        if low == high:
+            run = _Run(offset)
+            run.add(piece)
+            self._hold(len(piece))
+            made = [run]
+        else:
+            made = []
+            position = offset
+            for run in runs[low:high]:
+                if run.start > position:
+                    part = piece[position - offset : run.start - offset]
+                    if not made:
+                        made.append(_Run(position))
+                    made[-1].add(part)
+                    self._hold(len(part))
+                if made and made[-1].end == run.start and made[-1].has_room_for(run):
+                    made[-1].join(run)
+                else:
+                    made.append(run)
+                position = run.end
+            if position < end:
+                made[-1].add(piece[position - offset :])
+                self._hold(end - position)
+        self._pool.free -= len(made) - (high - low)
+        if len(made) != high - low or made[0].start != starts[low]:
+            runs[low:high] = made
+            starts[low:high] = [run.start for run in made]
+
+    def _hold(self, count: int) -> None:
+        self.held += count
+        self._holding.add(count)
 
 
 class _Run:
+    """Bytes without a gap."""
+
     __slots__ = ("end", "pieces", "start")
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int) -> None:
         self.start = start
-        self.end = end
+        self.end = start
         self.pieces: list[Piece] = []
+
+    def add(self, piece: memoryview) -> None:
+        push(self.pieces, piece)
+        self.end += len(piece)
+
+    def has_room_for(self, other: _Run) -> bool:
+        return len(self.pieces) + len(other.pieces) <= _MERGED
+
+    def join(self, other: _Run) -> None:
+        """Take over the pieces of the run right behind this one."""
+        for piece in other.pieces:
+            push(self.pieces, piece)
+        self.end = other.end

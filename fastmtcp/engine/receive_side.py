@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.flow_control import ReceiveWindow, WindowPool
 from fastmtcp.engine.limits import MIB, Limits
+from fastmtcp.engine.quota import Holding
 from fastmtcp.engine.reassembly import GapPool, Reassembly
 
 _ACK_EVERY = 1 * MIB
@@ -15,8 +16,10 @@ class ReceiveSide:
 
     __slots__ = ("data", "fin_at", "told", "window")
 
-    def __init__(self, limits: Limits, pool: WindowPool, gaps: GapPool) -> None:
-        self.data = Reassembly(gaps)
+    def __init__(
+        self, limits: Limits, pool: WindowPool, gaps: GapPool, holding: Holding | None = None
+    ) -> None:
+        self.data = Reassembly(gaps, holding)
         self.window = ReceiveWindow(limits, pool)
         self.fin_at: int | None = None
         self.told = 0

@@ -10,6 +10,7 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
     on_sample, rescue      what the system knows of the subflows
     touched, opened        streams on which something happened (taken by the caller)
     gone                   subflows that the peer has given up (taken by the caller)
+    refused                how many streams were refused, by limit (taken by the caller)
 """
 
 from __future__ import annotations
@@ -44,8 +45,18 @@ from fastmtcp.engine.frames import (
     Stalled,
 )
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
-from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
+from fastmtcp.engine.limits import (
+    MAX_BATCH,
+    MAX_OWN_FRAMES,
+    MAX_PAYLOAD,
+    MAX_REASON,
+    MIN_SEND_ROOM,
+    OPEN_WORK,
+    REPEAT_SPACING,
+    Limits,
+)
 from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.quota import Bucket, Client, Holding, Memory
 from fastmtcp.engine.reassembly import GapPool
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.scheduler import Scheduler
@@ -66,22 +77,33 @@ class Session:
         now: float,
         peer_floor: int = 0,
         peer_streams: int = 0,
+        memory: Memory | None = None,
+        client: Client | None = None,
     ) -> None:
+        """`memory` is that of the worker, `client` whose session it is; without them it has
+        nothing to share."""
         self.opener = opener
         self.limits = limits
         self.peer_floor = peer_floor
         """Credit that the peer gives to every new stream of ours."""
         self.peer_streams = peer_streams
         """Streams that the peer lets us have open at once."""
-        self.pool = WindowPool(limits.window_pool)
+        self.holding = Holding(memory, client)
+        self.holding.give_up = self._give_up
+        self.holding.memory.holdings.add(self.holding)
+        self.pool = WindowPool(limits.window_pool, self.holding.memory)
         self.gaps = GapPool(limits.max_gaps)
         self.streams: dict[int, Stream] = {}
         self.subflows: dict[int, Subflow] = {}
         self.touched: list[Stream] = []
         self.opened: list[Stream] = []
         self.gone: list[Subflow] = []
+        self.refused: dict[str, int] = {}
         self.ended: tuple[SessionCode, str] | None = None
         """Why the session ended; everything in it was reset."""
+        self.ended_by_peer = False
+        self.work_left = 0
+        """What the last receive() left of its `work`."""
         self.draining = False
         """True once this side takes no new streams."""
         self.peer_draining = False
@@ -107,7 +129,11 @@ class Session:
         self._starved: dict[Stream, None] = {}
         # What a client may have sent that is not here yet: its open streams and its resets.
         self._ids = StreamIds(3 * limits.max_streams)
+        self._opens = Bucket(limits.opens_per_second, now)
         self._held = 0
+        self._repeat_wanted = False
+        self._repeat_after = now
+        self._used_at = now
         self._now = now
         self._empty_since: float | None = now
         self._tick_at = now + 1.0
@@ -130,7 +156,7 @@ class Session:
             raise RemoteError(SessionCode.LIMIT, "too many subflows, or one id used twice")
         subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
         self.subflows[subflow_id] = subflow
-        self._readers[subflow_id] = FrameReader(self._on_frame, self._on_data)
+        self._readers[subflow_id] = FrameReader(self._on_frame, self._on_data, self.limits)
         self._empty_since = None
         self._lanes.refresh(self.subflows.values())
         return subflow
@@ -155,7 +181,7 @@ class Session:
         if self.subflows:
             # The peer may not have seen it die.
             self._outbox.hint(Gone(subflow.subflow_id))
-        self._repeat_control(now)
+        self._repeat_wanted = True
 
     def retire(self, subflow: Subflow) -> None:
         """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
@@ -186,7 +212,7 @@ class Session:
             source=source,
         )
         stream.receive.window.start()
-        self.streams[stream.stream_id] = stream
+        self._add(stream)
         self.streams_opened += 1
         return stream
 
@@ -205,7 +231,8 @@ class Session:
         if credit * 4 < send.limit - send.acked:
             self._ask_for_credit(stream)
         room = min(credit, self.limits.backlog - send.backlog)
-        left = self.limits.send_buffer - self._held
+        most = max(self._held + self.holding.memory.spare, MIN_SEND_ROOM)
+        left = min(self.limits.send_buffer, most) - self._held
         if left < room:
             self._starved[stream] = None
             room = left
@@ -213,6 +240,7 @@ class Session:
 
     def on_written(self, stream: Stream, count: int) -> None:
         self._held += count
+        self.holding.add(count)
         self._scheduler.add(stream, self._now)
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
@@ -269,6 +297,8 @@ class Session:
 
         None if there is nothing to send, or nobody who could.
         """
+        if self._repeat_wanted and now >= self._repeat_after:
+            self._repeat_control(now)
         if self._own_waiting:
             waiting = [subflow for subflow in self.subflows.values() if subflow.own]
             self._own_waiting = bool(waiting)
@@ -358,16 +388,16 @@ class Session:
         changed = watch.update(subflow, sample, others, now)
         if changed and subflow.suspect:
             self._outbox.hint(Stalled(subflow.subflow_id))
-            self._doubt(subflow, now)
+            self._doubt(subflow)
         if changed:
             self._lanes.refresh(others)
         return watch.is_dead(subflow, others, now)
 
-    def _doubt(self, subflow: Subflow, now: float) -> None:
+    def _doubt(self, subflow: Subflow) -> None:
         """`subflow` has become suspect: say elsewhere what may be stuck on it."""
         self._reinject(subflow)
         self._lanes.refresh(self.subflows.values())
-        self._repeat_control(now)
+        self._repeat_wanted = True
 
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
@@ -395,8 +425,9 @@ class Session:
 
     # --- receiving ----------------------------------------------------------------------
 
-    def receive(self, subflow: Subflow, view: memoryview, now: float) -> None:
-        """Bytes arrived on `subflow`.
+    def receive(self, subflow: Subflow, view: memoryview, now: float, work: int = 1 << 62) -> int:
+        """Bytes arrived on `subflow`. Takes as many as make about `work` frames and returns how
+        many that were; the caller comes again with the rest, later.
 
         Raises:
             RemoteError: the peer broke the protocol. The caller ends the session with it.
@@ -404,9 +435,12 @@ class Session:
         self._now = now
         subflow.heard_at = now
         subflow.pinged_at = None
-        subflow.bytes_received += len(view)
         self._feeding = subflow
-        self._readers[subflow.subflow_id].feed(view)
+        reader = self._readers[subflow.subflow_id]
+        taken = reader.feed(view, work)
+        subflow.bytes_received += taken
+        self.work_left = reader.work_left
+        return taken
 
     def _on_data(self, stream_id: int, offset: int, piece: memoryview, fin: bool) -> None:
         if self._feeding is not None:
@@ -422,6 +456,8 @@ class Session:
             self._touch(stream)
         if stream.open_received:
             self._outbox.ack(stream, self._now, receive.ack_is_urgent)
+        if self.holding.memory.free < 0:
+            self.holding.memory.most().give_up()
 
     def _stream_for(self, stream_id: int) -> Stream | None:
         """A frame for a stream that is not in the table: new, refused, or gone."""
@@ -431,18 +467,29 @@ class Session:
             if not self._ids.was_allocated(stream_id):
                 raise RemoteError(SessionCode.PROTOCOL, "frame for a stream never opened")
         elif self._ids.is_new(stream_id):
-            # The caller has not seen the touched ones yet: opening and resetting in one breath
-            # must not be a way around the limit.
-            most = self.limits.max_streams
-            if len(self.streams) >= most or len(self.touched) >= 2 * most:
+            limit = self._limit_hit()
+            if limit:
+                self.refused[limit] = self.refused.get(limit, 0) + 1
                 self._outbox.reset(stream_id, ResetCode.OVERLOADED)
                 return None
             stream = Stream(self, stream_id, opener=False, limit=0)
-            self.streams[stream_id] = stream
+            self._add(stream)
             return stream
         if not self._outbox.is_resetting(stream_id):
             self._outbox.answer(Closed(stream_id))
         return None
+
+    def _limit_hit(self) -> str:
+        """The limit that keeps the peer from opening one more stream; empty if it may."""
+        most = self.limits.max_streams
+        client = self.holding.client
+        # The caller has not seen the touched ones yet: opening and resetting in one breath must
+        # not be a way around the limit.
+        if len(self.streams) >= most or len(self.touched) >= 2 * most:
+            return "max_streams"
+        if client.streams >= client.max_streams:
+            return "max_client_streams"
+        return "" if self._opens.take(self._now) else "opens_per_second"
 
     def _on_frame(self, frame: Frame) -> None:
         if self.ended is not None:
@@ -488,6 +535,8 @@ class Session:
         self._outbox.ack(stream, self._now, urgent=False)
         self.streams_opened += 1
         self.opened.append(stream)
+        assert self._feeding is not None
+        self._readers[self._feeding.subflow_id].work_left -= OPEN_WORK
 
     def _on_ack(self, frame: Ack) -> None:
         stream = self.streams.get(frame.stream)
@@ -532,11 +581,12 @@ class Session:
         # To doubt a subflow is work for each stream: a peer cannot have it done without end.
         if not subflow.stalls or self._now - subflow.suspect_since >= 1.0:
             subflow.become_suspect(Doubt.PEER, self._now)
-            self._doubt(subflow, self._now)
+            self._doubt(subflow)
 
     def _on_gone(self, frame: Gone) -> None:
         subflow = self.subflows.get(frame.subflow)
-        if subflow is not None:
+        if subflow is not None and not subflow.gone:
+            subflow.gone = True
             self.gone.append(subflow)
 
     def _on_reset(self, frame: Reset) -> None:
@@ -576,14 +626,17 @@ class Session:
             code = SessionCode(frame.code)
         except ValueError:
             code = SessionCode.PROTOCOL
+        self.ended_by_peer = True
         self.end(code, frame.reason[:MAX_REASON])
 
     # --- timers and the end ---------------------------------------------------------------
 
     def deadline(self) -> float:
         """When on_time() must be called at the latest."""
-        acks_at = self._outbox.acks_at
-        return self._tick_at if acks_at is None else min(acks_at, self._tick_at)
+        when = self._tick_at
+        if self._outbox.acks_at is not None:
+            when = min(when, self._outbox.acks_at)
+        return min(when, self._repeat_after) if self._repeat_wanted else when
 
     def on_time(self, now: float) -> list[Subflow]:
         """Do what is due. Returns the subflows that are dead: close and detach them."""
@@ -596,6 +649,8 @@ class Session:
             if liveness.is_stuck(stream, self.limits):
                 self._outbox.add(liveness.probe(stream))
         self._outbox.repeat_resets()
+        self._look_for_idle(now)
+        self._wake_starved()
         if self._empty_since is not None:
             if now - self._empty_since >= self.limits.session_timeout:
                 self.end(SessionCode.TIMEOUT, "no subflow for too long")
@@ -622,6 +677,7 @@ class Session:
         self._outbox.clear()
         for subflow in self.subflows.values():
             subflow.own.clear()
+        self.holding.memory.holdings.discard(self.holding)
 
     def goaway(self, code: SessionCode, reason: str) -> bytes:
         """A GOAWAY frame, for the caller to send on each subflow before it closes them."""
@@ -644,6 +700,10 @@ class Session:
 
     def _repeat_control(self, now: float) -> None:
         """Control frames may have died with a subflow: say all again. They are idempotent."""
+        self._repeat_wanted = False
+        self._repeat_after = now + len(self.streams) * REPEAT_SPACING
+        if self.ended is not None:
+            return
         for stream in self.streams.values():
             if stream.open_received:
                 self._outbox.ack(stream, now, urgent=True)
@@ -676,15 +736,43 @@ class Session:
     def _let_go(self, count: int) -> None:
         """`count` bytes need not be held any longer: whoever waits for the room may have it."""
         self._held -= count
+        self.holding.add(-count)
         if self._starved and 2 * self._held < self.limits.send_buffer:
-            for stream in self._starved:
-                self._touch(stream)
-            self._starved.clear()
+            self._wake_starved()
+
+    def _wake_starved(self) -> None:
+        """Once a second too: the room may be what another session of the worker has let go."""
+        for stream in self._starved:
+            self._touch(stream)
+        self._starved.clear()
+
+    def _look_for_idle(self, now: float) -> None:
+        """End what has had nothing to do for too long, if there is a limit to that."""
+        timeout = self.limits.stream_idle_timeout
+        if timeout:
+            for stream in list(self.streams.values()):
+                if liveness.is_idle(stream, timeout, now):
+                    self._touch(stream)
+                    self.reset_stream(stream, ResetCode.IDLE)
+        timeout = self.limits.session_idle_timeout
+        if self.streams or not timeout:
+            self._used_at = now
+        elif now - self._used_at >= timeout:
+            self.end(SessionCode.NORMAL, f"no stream for {timeout:g} s")
+
+    def _give_up(self) -> None:
+        text = "the worker's memory is used up, and this session holds most of it"
+        self.end(SessionCode.LIMIT, text)
+
+    def _add(self, stream: Stream) -> None:
+        self.streams[stream.stream_id] = stream
+        self.holding.client.streams += 1
 
     def _forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self._starved.pop(stream, None)
+        self.holding.client.streams -= 1
         self.past_payload_sent += stream.send.buffer.end
         self.past_payload_received += stream.receive.data.next
         held = stream.send.held

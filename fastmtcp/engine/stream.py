@@ -32,6 +32,8 @@ class Stream:
         "confirmed",
         "created_at",
         "idle_probes",
+        "moved",
+        "moved_at",
         "open_received",
         "opener",
         "probe_mark",
@@ -64,9 +66,9 @@ class Stream:
         self.source = source
         """The application's address, as it says itself or the client knows it; or empty."""
         self.send = SendSide(opener=opener, limit=limit)
-        self.receive = ReceiveSide(session.limits, session.pool, session.gaps)
         self.opener = opener
         """True at the side that opened the stream, the client."""
+        self.receive = ReceiveSide(session.limits, session.pool, session.gaps, session.holding)
         self.open_received = opener
         """Data may overtake the OPEN; until that is here nothing is acknowledged."""
         self.confirmed = False
@@ -84,6 +86,9 @@ class Stream:
         """The scheduler's queue that this stream waits in."""
         self.probe_mark = (-2, -2)
         self.idle_probes = 0
+        self.moved = 0
+        """All bytes that the applications and the peer have moved, when last looked at."""
+        self.moved_at = session.now
         self._recent = 0
         self._sent_at = 0.0
 

@@ -79,6 +79,7 @@ class Subflow:
         "delivered",
         "delivery",
         "doubt",
+        "gone",
         "guard",
         "heard_at",
         "in_flight",
@@ -147,6 +148,8 @@ class Subflow:
         self.stalls = 0
         self.lane = 0
         """What it may carry now: CONTROL, SWIFT or BULK of fastmtcp.engine.lanes."""
+        self.gone = False
+        """True once the peer has said that it is."""
         self.retiring = False
         """True if it gets nothing new: it is closed when what it carries is acknowledged."""
         self.delivery = Delivery(now)

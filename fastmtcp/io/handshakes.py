@@ -21,6 +21,7 @@ from fastmtcp.auth import (
     clear_refusal,
     refusal,
 )
+from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import Clients, Identity
@@ -28,10 +29,6 @@ from fastmtcp.io.loop import READ, Loop
 from fastmtcp.io.tls import ClientTls, ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.handshake")
-
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds from the connection to the last word of the handshake: a peer that says nothing costs
-no more than this long."""
 
 _READ_SIZE = 2048
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 from fastmtcp.engine.errors import RemoteError, SessionCode
+from fastmtcp.engine.limits import READ_WORK, TURN_WORK
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
@@ -49,6 +50,9 @@ class SessionDriver:
         self._measuring = False
         self._busy = False
         self._again = False
+        self._turn = 0.0
+        self._work = TURN_WORK
+        self._waiting: dict[SubflowSocket, None] = {}
         self._set_timer()
 
     def attach(
@@ -99,13 +103,31 @@ class SessionDriver:
         # Without a subflow, what waits to be sent can wait for ever.
         return not self.relays and (session.is_quiet if session.subflows else not session.streams)
 
+    @property
+    def may_read(self) -> bool:
+        """False if the session has had its share of this turn of the loop: others are next."""
+        if self._turn != self.loop.now:
+            self._turn = self.loop.now
+            self._work = TURN_WORK
+        return self._work > 0
+
+    def read_later(self, source: SubflowSocket) -> None:
+        """Let `source` read on in the next turn of the loop, in its turn."""
+        if source not in self._waiting:
+            if not self._waiting:
+                self.loop.call_soon(self._read_on)
+            self._waiting[source] = None
+
     def received(self, source: SubflowSocket, view: memoryview) -> None:
-        """Bytes came in on a subflow."""
+        """Bytes came in on a subflow. What is more than the session's share of this turn is kept
+        in `source.rest`."""
         try:
-            self.session.receive(source.subflow, view, self.loop.now)
+            taken = self.session.receive(source.subflow, view, self.loop.now, max(1, self._work))
         except RemoteError as error:
             self.end(error.code, str(error))
             return
+        self._work = self.session.work_left - READ_WORK
+        source.rest = view[taken:] if taken < len(view) else None
         # Pass data on while it is still in the cache.
         self.progress()
 
@@ -174,15 +196,14 @@ class SessionDriver:
             return
         self.ended = True
         session = self.session
-        told = session.ended is None
         session.end(code, reason)
         self._update_touched()
         farewell = session.goaway(code, reason)
         for subflow in list(session.subflows.values()):
-            if told:
-                subflow.user.last_words(farewell)
-            else:
+            if session.ended_by_peer:
                 subflow.user.close(reset=True)
+            else:
+                subflow.user.last_words(farewell)
             session.detach(subflow, self.loop.now)
         for relay in list(self.relays):
             # A complete stream's relay goes on by itself with what is left to deliver.
@@ -205,6 +226,18 @@ class SessionDriver:
         self.session.opened = []
         for stream in opened:
             self._on_opened(stream)
+
+    def _read_on(self) -> None:
+        waiting = self._waiting
+        for _ in range(len(waiting)):
+            if not self.may_read:
+                break
+            source = next(iter(waiting))
+            del waiting[source]
+            source.read_on()
+        if waiting:
+            self.loop.call_soon(self._read_on)
+        self.progress()
 
     def _set_timer(self) -> None:
         when = self.session.deadline()

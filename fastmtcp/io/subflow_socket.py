@@ -35,6 +35,7 @@ class SubflowSocket:
         "closed",
         "on_lost",
         "peer",
+        "rest",
         "subflow",
     )
 
@@ -56,6 +57,8 @@ class SubflowSocket:
         self.on_lost = on_lost
         """Called once with the reason when the subflow died; not when we closed it."""
         self.closed = False
+        self.rest: memoryview | None = None
+        """What was read and not yet handled: nothing more is read before it is."""
         self._out: list[Buffer] = []
         """What the kernel does not take yet, as it goes over the wire."""
         self._rdhup = False
@@ -83,6 +86,8 @@ class SubflowSocket:
         for _ in range(_READS):
             if self.closed:
                 return
+            if self.rest is not None or not driver.may_read:
+                break
             space = pool.reserve()
             try:
                 if tls is None:
@@ -100,9 +105,15 @@ class SubflowSocket:
             drained = count < len(space) and not self._rdhup
             del space
             driver.received(self, pool.commit(count))
-            if drained:
+            if drained and self.rest is None:
                 return
-        driver.loop.call_soon(self._read_on)
+        driver.read_later(self)
+
+    def read_on(self) -> None:
+        """Go on where read() stopped."""
+        if self.rest is not None and not self.closed and self._driver.may_read:
+            self._driver.received(self, self.rest)
+        self.read()
 
     def addresses(self) -> tuple[str, str]:
         """The local and the remote one; empty once the connection is gone."""
@@ -150,6 +161,7 @@ class SubflowSocket:
         self.closed = True
         self._driver.loop.unwatch(self._fd)
         self._out = []
+        self.rest = None
         if reset:
             abort(self._sock)
         else:
@@ -185,12 +197,6 @@ class SubflowSocket:
             if out and len(out) < _IOV_MAX:
                 return
         self.subflow.ready = True
-
-    def _read_on(self) -> None:
-        if not self.closed:
-            self.read()
-        if not self.closed:
-            self._driver.progress()
 
 
 def _rest(buffers: list[Buffer], count: int) -> list[Buffer]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp.auth import (
-    MAX_MESSAGE,
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,
@@ -20,6 +19,7 @@ from fastmtcp.auth import (
     ServerHandshake,
     pack,
 )
+from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import UNNAMED

@@ -16,6 +16,7 @@ from fastmtcp.connections import Connections
 from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.role import Role
 from fastmtcp.identity import UNNAMED, Identity, unnamed
 from fastmtcp.io.buffers import BufferPool
@@ -119,6 +120,7 @@ class Client:
             config,
             Credentials(IDENTITY, security),
             Limits(),
+            Memory(),
             lambda: None,
             lambda _session, reason: world.ended.append(reason),
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 
 import pytest
 from fastmtcp import admission, reception
-from fastmtcp import server as server_module
 from fastmtcp.auth import (
     NONCE_SIZE,
     SESSION_ID_SIZE,
@@ -22,11 +22,10 @@ from fastmtcp.auth import (
 from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import encode
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.frames import Ack, Frame, Open, Reset
-from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT, ServerLimits
 from fastmtcp.identity import UNNAMED, Identity, unnamed
-from fastmtcp.io.handshakes import HANDSHAKE_TIMEOUT
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.server import ServerWorker
@@ -38,7 +37,7 @@ from tests.unit.wire import parse
 KEY = bytes(range(32))
 IDENTITY = Identity.from_key(UNNAMED, KEY)
 INDEX = 5
-LIMITS = Limits(max_subflows=3)
+LIMITS = ServerLimits(max_subflows=3)
 
 
 class Inboxes:
@@ -59,7 +58,7 @@ class Inboxes:
 
 
 class Server:
-    def __init__(self, *allow: str) -> None:
+    def __init__(self, *allow: str, limits: ServerLimits | None = None) -> None:
         self.loop = Loop()
         self.inboxes = Inboxes()
         listening = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
@@ -69,7 +68,7 @@ class Server:
         rules = tuple(Rule.parse(rule.replace("PORT", str(self.port))) for rule in allow)
         config = ServerConfig(target=Endpoint("127.0.0.1", self.port), allow=rules)
         self.worker = ServerWorker(
-            self.loop, config, unnamed(KEY), INDEX, [listening], self.inboxes, LIMITS
+            self.loop, config, unnamed(KEY), INDEX, [listening], self.inboxes, limits or LIMITS
         )
         self.sockets: list[socket.socket] = []
         self.drained: list[bool] = []
@@ -173,8 +172,8 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    server = Server(limits=getattr(request, "param", LIMITS))
     yield server
     server.close()
 
@@ -220,21 +219,30 @@ def test_too_many_subflows_or_one_id_used_twice(server: Server) -> None:
     assert server.worker.subflows == 3
 
 
-def test_too_many_sessions(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MAX_SESSIONS", 2)
+@pytest.mark.parametrize(
+    "server", [ServerLimits(max_sessions=2), ServerLimits(max_client_sessions=2)], indirect=True
+)
+def test_too_many_sessions(server: Server) -> None:
     membership = server.new_session()
     server.new_session()
     assert refused(server) is RefuseCode.LIMIT
     assert server.shake(membership).grant is not None
 
 
+@pytest.mark.parametrize("server", [ServerLimits(max_client_sessions=1)], indirect=True)
+def test_a_session_that_has_ended_makes_room_for_another(server: Server) -> None:
+    server.new_session()
+    (session,) = server.worker._sessions.values()
+    session.driver.end(SessionCode.NORMAL, "")
+    server.new_session()
+    assert refused(server) is RefuseCode.LIMIT
+
+
 class TestStrangers:
     """Connections that prove nothing."""
 
-    def test_beyond_the_places_they_wait_until_one_is_free(
-        self, server: Server, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(admission, "MAX_ACCEPTED", 3)
+    @pytest.mark.parametrize("server", [ServerLimits(max_handshakes=4)], indirect=True)
+    def test_beyond_the_places_they_wait_until_one_is_free(self, server: Server) -> None:
         membership = server.new_session()
         silent = [server.connect() for _ in range(3)]
         turn(server.loop, 10)
@@ -254,10 +262,8 @@ class TestStrangers:
         run_until(server.loop, lambda: not server.worker.reception._arrivals)
         assert server.shake(membership).grant is not None
 
-    def test_silent_ones_make_room_before_their_time(
-        self, server: Server, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(admission, "MAX_ACCEPTED", 3)
+    @pytest.mark.parametrize("server", [ServerLimits(max_handshakes=4)], indirect=True)
+    def test_silent_ones_make_room_before_their_time(self, server: Server) -> None:
         silent = [server.connect() for _ in range(3)]
         turn(server.loop, 10)
         begun = server.loop.now
@@ -321,6 +327,25 @@ def is_closed(sock: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+@pytest.mark.parametrize("server", [ServerLimits(opens_per_second=5)], indirect=True)
+def test_refused_streams_are_counted_in_one_line(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.shake()
+    for first in (0, 50):
+        opens = (encode(Open(first + number, 0, False)) for number in range(50))
+        server.sockets[-1].sendall(b"".join(opens))
+        run_until(server.loop, lambda: sum(refusals(caplog)) >= first + 40)  # noqa: B023
+    assert len(refusals(caplog)) <= 3
+    assert 80 <= sum(refusals(caplog)) <= 95
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[int]:
+    """How many streams each line says were refused."""
+    pattern = r"session \w{12}: (\d+) streams refused: the limit is opens_per_second = 5"
+    return [int(count) for count in re.findall(pattern, caplog.text)]
 
 
 class TestHandingOver:

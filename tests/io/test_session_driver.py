@@ -239,3 +239,15 @@ class TestAttach:
             )
             assert number not in joined.loop._handlers
             near.close()
+
+
+def test_the_peer_hears_why_a_session_had_to_go() -> None:
+    """Not the peer's frames, but somebody else's need for memory has ended it."""
+    with Joined() as joined:
+        joined.server.session.holding.give_up()
+        joined.server.driver.progress()
+        joined.until(lambda: joined.client.ended)
+        for ended in (joined.client.ended, joined.server.ended):
+            ((code, reason),) = ended
+            assert code is SessionCode.LIMIT
+            assert "memory" in reason

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fastmtcp.engine.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.frames import (
     Ack,
     Blocked,
@@ -16,6 +16,7 @@ from fastmtcp.engine.frames import (
     Data,
     Frame,
     Goaway,
+    Gone,
     Open,
     Ping,
     Pong,
@@ -27,18 +28,8 @@ from fastmtcp.engine.session import Session
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from tests.property.victim import LIMITS, Victim
 from tests.unit.wire import collect, frames_of, pack
-
-LIMITS = Limits(
-    floor_window=2000,
-    start_window=4000,
-    max_window=16_000,
-    window_pool=20_000,
-    max_streams=5,
-    max_gaps=50,
-    send_buffer=10_000,
-    backlog=2000,
-)
 
 STREAMS = st.one_of(st.integers(0, 6), st.integers(-2, 40), st.sampled_from([-(2**63), 2**64 - 1]))
 OFFSETS = st.one_of(
@@ -50,11 +41,13 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
     st.tuples(st.builds(Open, STREAMS, OFFSETS, st.booleans(), TEXTS, TEXTS), BYTES),
     st.tuples(st.builds(Data, STREAMS, OFFSETS, st.booleans()), BYTES),
     st.tuples(st.builds(Data, st.integers(0, 4), st.integers(0, 60), st.booleans()), BYTES),
-    st.tuples(st.builds(Ack, STREAMS, OFFSETS, OFFSETS), st.just(b"")),
+    st.tuples(st.builds(Ack, STREAMS, OFFSETS, OFFSETS, st.booleans()), st.just(b"")),
     st.tuples(st.builds(Ack, st.integers(0, 4), st.integers(0, 5), OFFSETS), st.just(b"")),
     st.tuples(st.builds(Reset, STREAMS, OFFSETS), st.just(b"")),
     st.tuples(st.builds(ResetAck, STREAMS), st.just(b"")),
     st.tuples(st.builds(Closed, STREAMS), st.just(b"")),
+    st.tuples(st.builds(Busy), st.just(b"")),
+    st.tuples(st.builds(Gone, st.integers(0, 12)), st.just(b"")),
     st.tuples(st.builds(Blocked, STREAMS, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Busy), st.just(b"")),
     st.tuples(st.builds(Ping, OFFSETS), st.just(b"")),
@@ -63,81 +56,8 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
 )
 
 
-class Victim:
-    """A session with an application that writes and reads as it likes."""
-
-    def __init__(self, *, opener: bool) -> None:
-        self.now = 0.0
-        self.session = Session(
-            opener=opener, limits=LIMITS, now=0.0, peer_floor=3000, peer_streams=5
-        )
-        for number in range(2):
-            self.session.attach(number, 0.0).ready = True
-
-    def act(self, action: str, count: int) -> None:
-        session = self.session
-        self.now += 0.01
-        streams = list(session.streams.values())
-        stream = streams[count % len(streams)] if streams else None
-        if action == "pull":
-            collect(session, self.now)
-        elif action == "time":
-            self.now += count
-            for subflow in session.on_time(self.now):
-                self.replace(subflow.subflow_id)
-        elif action == "open":
-            try:
-                session.open(self.now).announce()
-            except LocalError:
-                assert not session.opener or session.ended or len(session.streams) >= 5
-        elif action == "detach" and session.subflows:
-            self.replace(min(session.subflows))
-        elif action == "events":
-            for touched in session.touched:
-                touched.touched = False
-            session.touched.clear()
-            session.opened.clear()
-        elif stream is None:
-            return
-        elif action == "write" and stream.room:
-            stream.write(bytes(min(stream.room, count)))
-        elif action == "take" and stream.receive.data.ready_bytes:
-            stream.take(min(stream.receive.data.ready_bytes, count), self.now)
-            if stream.at_end:
-                stream.take_end()
-        elif action == "finish":
-            stream.finish()
-        elif action == "reset":
-            stream.reset(ResetCode.CANCELLED)
-
-    def replace(self, number: int) -> None:
-        """A subflow died, and another one comes."""
-        self.session.detach(self.session.subflows[number], self.now)
-        self.session.attach(number + 10, self.now).ready = True
-
-    def check(self) -> None:
-        session = self.session
-        assert len(session.streams) <= LIMITS.max_streams
-        assert len(session.touched) <= 3 * LIMITS.max_streams + 1
-        held = grown = gaps = 0
-        for stream in session.streams.values():
-            receive = stream.receive
-            held += stream.send.held
-            grown += receive.window.size - LIMITS.floor_window
-            gaps += receive.data.gaps
-            assert receive.data.highest - receive.window.taken <= receive.window.size
-            assert receive.data.ready_bytes == sum(map(len, receive.data.ready))
-        assert session.held == held <= LIMITS.send_buffer
-        assert session.pool.free >= 0
-        assert session.pool.free + grown == LIMITS.window_pool
-        assert session.gaps.free >= 0
-        assert session.gaps.free + gaps == LIMITS.max_gaps
-        for subflow in session.subflows.values():
-            assert len(subflow.own) <= 20
-
-
 VERBS = ["pull", "pull", "time", "open", "detach", "write", "write", "take", "finish", "reset"]
-ACTIONS = st.tuples(st.sampled_from([*VERBS, "events"]), st.integers(0, 3000))
+ACTIONS = st.tuples(st.sampled_from([*VERBS, "events", "confirm"]), st.integers(0, 3000))
 
 
 @settings(max_examples=300)

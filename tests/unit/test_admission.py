@@ -8,14 +8,14 @@ from fastmtcp.admission import (
     ACCEPT_RATE,
     FORGIVE_EVERY,
     FREE_FAILURES,
-    MAX_ACCEPTED,
     MAX_ADDRESSES,
     MAX_FAILURES,
-    MAX_HANDSHAKES,
     MAX_PER_ADDRESS,
     SLOW_EVERY,
     Admission,
 )
+
+MOST = 1024
 
 
 def host(number: int) -> str:
@@ -28,7 +28,7 @@ def fail(one: Admission, where: str, count: int, now: float) -> None:
 
 
 def test_one_address_cannot_take_all_places() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     for _ in range(MAX_PER_ADDRESS):
         assert one.accept(host(1), 0.0)
     assert not one.accept(host(1), 0.0)
@@ -53,20 +53,20 @@ def test_what_counts_as_one_address(
     one: str, other: str, same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MAX_PER_ADDRESS", 1)
-    strangers = Admission(0.0)
+    strangers = Admission(0.0, MOST)
     assert strangers.accept(one, 0.0)
     assert strangers.accept(other, 0.0) is not same
 
 
 def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
-    one, now = Admission(0.0), 0.0
-    for number in range(MAX_ACCEPTED):
+    one, now = Admission(0.0, MOST), 0.0
+    for number in range(MOST * 3 // 4):
         while one.delay(now):
             now += 0.1
         assert one.delay(now) == 0
         assert one.accept(host(number), now)
     assert one.delay(now + 100) is None
-    for number in range(MAX_HANDSHAKES - MAX_ACCEPTED):
+    for number in range(MOST // 4):
         assert one.take_over(host(number))
     assert not one.take_over(host(5000))
     one.leave(host(0), accepted=False)
@@ -76,7 +76,7 @@ def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
 
 
 def test_no_more_than_so_many_a_second() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     accepted, now = 0, 0.0
     while now < 10:
         delay = one.delay(now)
@@ -91,7 +91,7 @@ def test_no_more_than_so_many_a_second() -> None:
 
 
 def test_who_is_closed_at_once_hardly_counts() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     for _ in range(MAX_PER_ADDRESS):
         one.accept(host(1), 0.0)
     before = MAX_PER_ADDRESS + 1
@@ -102,7 +102,7 @@ def test_who_is_closed_at_once_hardly_counts() -> None:
 
 
 def test_an_address_that_fails_often_is_slowed_down_and_forgiven() -> None:
-    one, bad, good = Admission(0.0), host(1), host(2)
+    one, bad, good = Admission(0.0, MOST), host(1), host(2)
     fail(one, bad, FREE_FAILURES - 1, 0.0)
     for _ in range(3):
         assert one.accept(bad, 0.0)
@@ -118,7 +118,7 @@ def test_an_address_that_fails_often_is_slowed_down_and_forgiven() -> None:
 
 
 def test_however_often_it_fails_it_is_forgiven_in_time() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     fail(one, host(1), 10_000, 0.0)
     over = FORGIVE_EVERY * (MAX_FAILURES - FREE_FAILURES)
     assert one.accept(host(1), over - 10)
@@ -128,7 +128,7 @@ def test_however_often_it_fails_it_is_forgiven_in_time() -> None:
 
 
 def test_the_memory_of_failures_is_bounded() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     fail(one, host(0), FREE_FAILURES, 0.0)
     fail(one, host(1), FREE_FAILURES, 0.0)
     for number in range(2, MAX_ADDRESSES + 1):
@@ -142,7 +142,7 @@ def test_the_memory_of_failures_is_bounded() -> None:
 
 
 def test_nothing_is_left_of_those_that_are_gone() -> None:
-    one = Admission(0.0)
+    one = Admission(0.0, MOST)
     for number in range(100):
         one.accept(host(number), 0.0)
         one.take_over(host(number))

@@ -14,7 +14,6 @@ import pytest
 from fastmtcp.auth import (
     FORM,
     MAGIC,
-    MAX_MESSAGE,
     NEW_SESSION,
     NONCE_SIZE,
     PREAMBLE_SIZE,
@@ -38,6 +37,7 @@ from fastmtcp.auth import (
     refusal,
 )
 from fastmtcp.engine.frames import VERSION
+from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from hypothesis import given

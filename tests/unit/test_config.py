@@ -11,6 +11,7 @@ from fastmtcp import config, settings
 from fastmtcp.config import ClientConfig, ServerConfig
 from fastmtcp.connections import EXPECTED, Connections, fit
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
 from fastmtcp.ways_in import WayIn
@@ -115,6 +116,7 @@ certificate = "certificate.pem"
 certificate_key = "certificate.key"
 client_ca_file = "ca.pem"
 public_address = "example.com:7700"
+limits = { max_sessions = 5, opens_per_second = 0.5, subflow_timeout = 20 }
 """
 FINGERPRINT = "A1:" * 31 + "b2"
 CLIENT_FILE = f"""
@@ -143,6 +145,7 @@ ca_file = "ca.pem"
 server_name = "example.com"
 certificate = "certificate.pem"
 certificate_key = "certificate.key"
+limits = {{ max_streams = 100 }}
 """
 
 
@@ -200,8 +203,9 @@ def test_overrides_may_be_ready_values() -> None:
             ServerConfig,
             "zzz = 1",
             "zzz: unknown key; the keys are allow, certificate, certificate_key, client_ca_file, "
-            "clients_file, connect_timeout, control, drain_timeout, key_file, listen, log_format, "
-            "log_level, public_address, send_proxy, session_timeout, target, tls, workers",
+            "clients_file, connect_timeout, control, drain_timeout, key_file, limits, listen, "
+            "log_format, log_level, public_address, send_proxy, session_timeout, target, tls, "
+            "workers",
         ),
         (
             ServerConfig,
@@ -216,7 +220,8 @@ def test_overrides_may_be_ready_values() -> None:
         (
             ClientConfig,
             "[client]\nconnections = 4",
-            "client: is a table; write the keys at the top of the file, without [tables]",
+            "client: is a table; write the keys at the top of the file, without [tables], or in "
+            "[limits]",
         ),
         (
             ClientConfig,
@@ -604,6 +609,7 @@ def test_worker_count_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_setting_is_described(config_type: type[config.Config]) -> None:
     fields = settings.fields(config_type)
     assert sorted(field.name for field in fields) == sorted(config_type.__struct_fields__)
+    fields = tuple(field for field in fields if not field.is_table)
     groups = [settings.GROUPS.index(field.setting.group) for field in fields]
     assert groups == sorted(groups)
     for field in fields:
@@ -639,3 +645,68 @@ def test_configurations_are_immutable_and_strict() -> None:
 )
 def test_one_line(text: str, expected: str) -> None:
     assert settings.one_line(text) == expected
+
+
+class TestLimits:
+    def load(self, tmp_path: Path, table: str) -> ServerConfig:
+        return settings.load(ServerConfig, write(tmp_path, f"[limits]\n{table}"), {})
+
+    def test_the_table_changes_what_it_names(self, tmp_path: Path) -> None:
+        loaded = self.load(tmp_path, "max_sessions = 3\nstream_idle_timeout = 90")
+        assert loaded.limits == ServerLimits(max_sessions=3, stream_idle_timeout=90)
+
+    def test_the_sessions_timeout_comes_from_its_own_setting(self, tmp_path: Path) -> None:
+        loaded = settings.load(
+            ServerConfig,
+            write(tmp_path, "session_timeout = 7\n[limits]\nmax_gaps = 100"),
+            {},
+        )
+        assert loaded.session_limits() == ServerLimits(max_gaps=100, session_timeout=7)
+
+    @pytest.mark.parametrize("config_type", BOTH)
+    def test_smallest_and_largest_value_of_each(
+        self, tmp_path: Path, config_type: type[config.Config]
+    ) -> None:
+        (table,) = (field for field in settings.fields(config_type) if field.is_table)
+        inner = settings.table_fields(table.type)
+        assert len(inner) >= 14
+        for field in inner:
+            low, high = field.limits.split(" to ")
+            for value in (low, high):
+                assert field.convert(int(float(value)), "", lax=False) == float(value)
+            for wrong in (str(int(float(low)) - 1), str(int(float(high)) + 1), '"5"', "true", "[]"):
+                text = f"limits = {{ {field.name} = {wrong} }}"
+                message = refusal(config_type, write(tmp_path, text))
+                assert f"limits.{field.name}: " in message
+                assert f"from {field.limits}" in message
+
+    @pytest.mark.parametrize(
+        ("table", "problem"),
+        [
+            ("max_stream = 5", "limits.max_stream: unknown key; did you mean max_streams?"),
+            ("zzz = 5", "limits.zzz: unknown key; the keys are backlog, "),
+            ("session_timeout = 5", "limits.session_timeout: unknown key; did you mean "),
+            ("ack_delay = 1", "limits.ack_delay: unknown key"),
+            (
+                "floor_window = 2000000",
+                "limits: floor_window = 2000000 is too much beside start_window = 1048576; ",
+            ),
+            ("max_window = 4294967296", "limits: max_window = 4294967296 is too much beside "),
+            ("ping_interval = 15", "limits: ping_interval = 15 is too much beside subflow_timeout"),
+        ],
+    )
+    def test_what_is_wrong_is_one_line(self, tmp_path: Path, table: str, problem: str) -> None:
+        assert problem in refusal(ServerConfig, write(tmp_path, f"[limits]\n{table}"))
+
+    def test_no_table_at_all(self, tmp_path: Path) -> None:
+        message = refusal(ServerConfig, write(tmp_path, "limits = 5"))
+        assert message.endswith("limits: 5 must be a table; write [limits]")
+
+    def test_a_limit_of_the_server_alone(self, tmp_path: Path) -> None:
+        message = refusal(ClientConfig, write(tmp_path, "[limits]\nopens_per_second = 5"))
+        assert "limits.opens_per_second: is a limit of fastmtcp-server, not of this " in message
+
+    def test_a_client_has_room_for_its_own_subflows(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "connections = 8\n[limits]\nmax_subflows = 15")
+        assert "the paths have 8 connections or more, the limit is 7" in refusal(ClientConfig, path)
+        assert settings.load(ClientConfig, path, {"connections": "7"}).limits.max_subflows == 15

@@ -18,13 +18,15 @@ from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
 from fastmtcp.config import ClientConfig, Config, ServerConfig
 from fastmtcp.connections import MAX_CONNECTIONS
-from fastmtcp.engine.limits import MIB, Limits
+from fastmtcp.engine import limits
+from fastmtcp.engine.limits import KIB, MIB, ClientLimits, Limits, ServerLimits
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import KEYS, PathSpec
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
+SECURITY = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
 
 PROGRAMS: dict[str, tuple[click.Command, type[Config]]] = {
     "fastmtcp-server": (server.command, ServerConfig),
@@ -243,7 +245,7 @@ def test_the_table_of_options_has_the_defaults_of_the_code() -> None:
 # --- the configuration files shown --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", fenced(README, "toml"))
+@pytest.mark.parametrize("text", [*fenced(README, "toml"), *fenced(SECURITY, "toml")])
 def test_a_configuration_file_of_the_readme_loads(text: str, tmp_path: Path) -> None:
     match = re.match(r"# (\w+)\.toml, for: (fastmtcp-\w+) --config (\w+)\.toml\n", text)
     assert match
@@ -313,3 +315,22 @@ def path_of(line: str) -> tuple[PathSpec, ...] | None:
 
 def is_set(spec: PathSpec, key: str) -> bool:
     return bool(getattr(spec, key) != getattr(PathSpec(spec.endpoint), key))
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_the_table_of_limits_has_every_limit_that_can_be_set_with_its_default() -> None:
+    rows = re.findall(r"^\| (`\w+`[^|]*|[A-Z_]+) \| ([^|]*) \|", SECURITY, re.MULTILINE)
+    documented = {name.strip("`"): default for names, default in rows for name in names.split(", ")}
+    settable = {
+        field.name: field.default
+        for table in (ServerLimits, ClientLimits)
+        for field in settings.table_fields(table)
+    }
+    assert {name for name in documented if name.islower()} == set(settable)
+    fixed = {name: getattr(limits, name) for name in documented if name.isupper()}
+    assert len(fixed) >= 8
+    for name, value in {**settable, **fixed}.items():
+        number, _, unit = documented[name].partition(" ")
+        assert float(number) * {"": 1, "s": 1, "KiB": KIB, "MiB": MIB}[unit] == value, name

@@ -1,0 +1,94 @@
+"""What sessions share: the memory of their worker, and what one client may have in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastmtcp.engine.limits import MEMORY_SHARE
+
+_UNLIMITED = 1 << 62
+
+
+class Memory:
+    """The bytes that the sessions of one worker may hold together, received and sent ones."""
+
+    __slots__ = ("free", "holdings", "size")
+
+    def __init__(self, size: int = _UNLIMITED) -> None:
+        self.size = size
+        self.free = size
+        self.holdings: set[Holding] = set()
+
+    @property
+    def spare(self) -> int:
+        """What one session may take of it at a time. The last eighth is for what cannot be
+        refused: bytes that the peers have credit for, and a little to send for everybody."""
+        return max(0, self.free - (self.size >> 3)) // MEMORY_SHARE
+
+    def most(self) -> Holding:
+        """The largest holding of the client that holds most in all its sessions: who fills the
+        memory with many small sessions must not drive out one that has a large one."""
+        clients: dict[Client, int] = {}
+        for holding in self.holdings:
+            clients[holding.client] = clients.get(holding.client, 0) + holding.bytes
+        client = max(clients, key=clients.__getitem__)
+        return max(
+            (holding for holding in self.holdings if holding.client is client),
+            key=lambda holding: holding.bytes,
+        )
+
+
+class Client:
+    """What all sessions of one client have in this worker. Who a client is the caller knows: all
+    that use the same key are one."""
+
+    __slots__ = ("max_streams", "sessions", "streams")
+
+    def __init__(self, max_streams: int = _UNLIMITED) -> None:
+        self.max_streams = max_streams
+        self.sessions = 0
+        self.streams = 0
+
+
+class Holding:
+    """What one session holds of its worker's memory."""
+
+    __slots__ = ("bytes", "client", "give_up", "memory")
+
+    def __init__(self, memory: Memory | None = None, client: Client | None = None) -> None:
+        self.memory = memory or Memory()
+        self.client = client or Client()
+        self.bytes = 0
+        self.give_up: Callable[[], None] = _nothing
+        """Ends the session, to make room for the others."""
+
+    def add(self, count: int) -> None:
+        """`count` bytes more, or less if it is negative."""
+        self.bytes += count
+        self.memory.free -= count
+
+
+class Bucket:
+    """So many a second, and as many at once (a token bucket). 0 is no limit."""
+
+    __slots__ = ("_at", "_left", "rate")
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self._left = rate
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """True if one more may pass."""
+        if not self.rate:
+            return True
+        self._left = min(self.rate, self._left + (now - self._at) * self.rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+def _nothing() -> None:
+    """Stands for a holding whose session nobody can end."""

@@ -1,0 +1,323 @@
+"""What a session and its worker allow, and what happens at each limit."""
+
+from __future__ import annotations
+
+import pytest
+from fastmtcp.engine.codec import FrameReader
+from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset, ResetAck
+from fastmtcp.engine.limits import KIB, MIB, MIN_SEND_ROOM, OPEN_WORK, REPEAT_SPACING, Limits
+from fastmtcp.engine.quota import Bucket, Client, Memory
+from fastmtcp.engine.session import Session
+
+from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
+
+
+def server(
+    limits: Limits | None = None, memory: Memory | None = None, client: Client | None = None
+) -> Session:
+    session = Session(
+        opener=False, limits=limits or Limits(), now=START, memory=memory, client=client
+    )
+    session.attach(0, START).ready = True
+    return session
+
+
+def opens(first: int, count: int) -> bytes:
+    return b"".join(pack(Open(n, 1 << 20, False)) for n in range(first, first + count))
+
+
+# --- opening ----------------------------------------------------------------------------------
+
+
+def test_a_bucket_lets_so_many_through_in_a_second() -> None:
+    bucket = Bucket(10, START)
+    assert [bucket.take(START) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert bucket.take(START + 0.1)
+    assert not bucket.take(START + 0.1)
+    assert [bucket.take(START + 100) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert all(Bucket(0, START).take(START) for _ in range(1000))
+
+
+def test_more_opens_than_allowed_in_a_second_are_reset_and_counted() -> None:
+    session = server(Limits(opens_per_second=10))
+    feed(session, opens(0, 15))
+    assert len(session.opened) == 10
+    assert session.refused == {"opens_per_second": 5}
+    resets = [f for f, _ in frames_of(collect(session, START)) if isinstance(f, Reset)]
+    assert resets == [Reset(number, ResetCode.OVERLOADED) for number in range(10, 15)]
+    # Those that are there go on, and later new ones may come.
+    feed(session, pack(Data(0, 0, False), b"abc"))
+    assert session.streams[0].receive.data.ready_bytes == 3
+    feed(session, opens(15, 5), START + 0.5)
+    assert len(session.opened) == 15
+
+
+def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
+    client, other = Client(max_streams=10), Client(max_streams=10)
+    first, second, stranger = server(client=client), server(client=client), server(client=other)
+    feed(first, opens(0, 6))
+    feed(second, opens(0, 6))
+    feed(stranger, opens(0, 6))
+    assert [len(one.streams) for one in (first, second, stranger)] == [6, 4, 6]
+    assert second.refused == {"max_client_streams": 2}
+    assert first.refused == stranger.refused == {}
+    feed(first, pack(Reset(0, 0)))
+    feed(second, opens(6, 2))
+    assert len(second.streams) == 5
+    first.end(SessionCode.NORMAL, "")
+    assert client.streams == 5
+    second.end(SessionCode.NORMAL, "")
+    assert client.streams == 0
+
+
+def test_more_streams_at_once_than_allowed_are_reset_and_counted() -> None:
+    session = server(Limits(max_streams=3))
+    feed(session, opens(0, 5))
+    assert session.refused == {"max_streams": 2}
+    assert len(session.streams) == 3
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def fill(session: Session, streams: int) -> None:
+    """As many bytes as a stream may send without waiting, on each of many."""
+    for number in range(streams):
+        feed(session, pack(Open(number, 1 << 20, False), bytes(64 * KIB)))
+
+
+def test_the_memory_is_what_all_sessions_hold() -> None:
+    memory = Memory(10 * MIB)
+    first, second = server(memory=memory), server(memory=memory)
+    fill(first, 3)
+    feed(second, pack(Open(0, 1 << 20, False)))
+    feed(second, pack(Data(0, 100, False), b"behind a gap"))
+    stream = second.streams[0]
+    stream.write(b"to the peer")
+    assert memory.free == 10 * MIB - 3 * 64 * KIB - 12 - 11
+    first.streams[0].take(64 * KIB, START)
+    feed(second, pack(Reset(0, 0)))
+    assert memory.free == 10 * MIB - 2 * 64 * KIB
+    first.end(SessionCode.NORMAL, "")
+    assert memory.free == 10 * MIB
+
+
+def test_a_session_that_has_ended_holds_what_an_application_still_takes() -> None:
+    memory = Memory(10 * MIB)
+    session = server(memory=memory)
+    feed(session, pack(Open(0, 1 << 20, True), b"all of it"))
+    stream = session.streams[0]
+    stream.finish()
+    collect(session, START)
+    feed(session, pack(Ack(0, 1, 1 << 20)))
+    session.end(SessionCode.NORMAL, "")
+    assert stream.reset_code is None
+    assert memory.free == 10 * MIB - 9
+    stream.take(9, START)
+    assert memory.free == 10 * MIB
+    assert not memory.holdings
+
+
+def test_who_holds_most_has_to_go_when_the_memory_is_used_up() -> None:
+    memory = Memory(4 * MIB)
+    honest, greedy = server(memory=memory), server(memory=memory)
+    fill(greedy, 60)
+    fill(honest, 10)
+    assert greedy.ended is not None
+    code, reason = greedy.ended
+    assert code is SessionCode.LIMIT
+    assert "memory" in reason
+    assert not greedy.ended_by_peer
+    assert greedy.streams == {}
+    assert honest.ended is None
+    assert len(honest.streams) == 10
+
+
+def test_of_many_clients_the_one_with_most_has_to_go_not_the_largest_session() -> None:
+    memory = Memory(4 * MIB)
+    greedy = Client()
+    crowd = [server(memory=memory, client=greedy) for _ in range(5)]
+    honest = server(memory=memory, client=Client())
+    fill(honest, 20)
+    for session in crowd:
+        fill(session, 10)
+    assert honest.ended is None
+    assert sum(session.ended is not None for session in crowd) == 1
+
+
+def test_windows_grow_no_more_when_little_memory_is_left() -> None:
+    memory = Memory(4 * MIB)
+    session = server(memory=memory)
+    fill(server(memory=memory), 60)
+    feed(session, pack(Open(0, 1 << 20, False), bytes(20 * KIB)))
+    session.streams[0].take(20 * KIB, START)
+    assert session.streams[0].receive.window.size == 64 * KIB
+
+
+def test_a_session_may_always_send_something() -> None:
+    """Others that take all they can and acknowledge nothing must not stop it."""
+    memory = Memory(64 * MIB)
+    limits = Limits(backlog=64 * MIB)
+    for _ in range(20):
+        hog = server(limits, memory)
+        feed(hog, pack(Open(0, 1 << 40, False)))
+        stream = hog.streams[0]
+        while stream.room:
+            stream.write(bytes(stream.room))
+    assert memory.spare == 0
+    assert memory.free > 0
+    session = server(limits, memory)
+    feed(session, pack(Open(0, 1 << 40, False)))
+    stream = session.streams[0]
+    assert stream.room >= MIN_SEND_ROOM
+    stream.write(bytes(stream.room))
+    assert stream.room == 0
+    assert session.held == MIN_SEND_ROOM
+    for touched in session.touched:
+        touched.touched = False
+    session.touched.clear()
+    # It waits for the others, who do not tell it: so it looks by itself.
+    session.on_time(START + 1)
+    assert stream in session.touched
+
+
+# --- idle -------------------------------------------------------------------------------------
+
+
+def test_a_stream_on_which_nothing_moves_is_reset() -> None:
+    pair = Pair(server_limits=Limits(stream_idle_timeout=10))
+    busy, theirs = pair.open(b"abc")
+    quiet, _ = pair.open(b"abc")
+    for _ in range(14):
+        pair.now += 1
+        busy.write(b"x")
+        pair.exchange()
+    assert quiet.reset_code is ResetCode.IDLE
+    assert busy.reset_code is theirs.reset_code is None
+    assert len(pair.server.streams) == 1
+
+
+def test_streams_may_be_idle_for_ever_unless_told_otherwise() -> None:
+    pair = Pair()
+    quiet, _ = pair.open(b"abc")
+    for _ in range(100):
+        pair.now += 100
+        pair.exchange()
+    assert quiet.reset_code is None
+
+
+def test_a_session_without_a_stream_ends_if_there_is_a_limit() -> None:
+    session = server(Limits(session_idle_timeout=5))
+    feed(session, opens(0, 1))
+    for second in range(1, 20):
+        session.on_time(START + second)
+        session.receive(session.subflows[0], memoryview(pack(Ping(1))), START + second)
+    assert session.ended is None
+    feed(session, pack(Reset(0, 0)), START + 19)
+    for second in range(20, 25):
+        assert session.ended is None
+        session.on_time(START + second)
+    assert session.ended == (SessionCode.NORMAL, "no stream for 5 s")
+
+
+# --- frames -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "wire"),
+    [
+        (Limits(max_header=320), pack(Open(0, 0, False, "x" * 321))),
+        (Limits(max_payload=256 * KIB), pack(Data(0, 0, False), bytes(256 * KIB + 1))),
+    ],
+)
+def test_a_receiver_may_be_set_to_take_smaller_frames(limits: Limits, wire: bytes) -> None:
+    with pytest.raises(RemoteError) as caught:
+        feed(server(limits), wire)
+    assert caught.value.code is SessionCode.PROTOCOL
+    feed(server(), opens(0, 1) + wire[:1000])
+
+
+def test_a_reader_stops_when_it_has_done_its_work_and_goes_on_where_it_was() -> None:
+    wire = memoryview(b"".join(pack(Ping(number)) for number in range(100)))
+    seen: list[object] = []
+    reader = FrameReader(seen.append, lambda *_: None)
+    position = 0
+    rounds = 0
+    while position < len(wire):
+        # Cut anywhere, also within a frame.
+        taken = reader.feed(wire[position : position + 77], 3)
+        assert 0 < taken <= 77
+        position += taken
+        rounds += 1
+    assert seen == [Ping(number) for number in range(100)]
+    assert rounds > 30
+
+
+def test_an_open_is_more_work_than_other_frames() -> None:
+    session = server()
+    wire = memoryview(opens(0, 10))
+    taken = session.receive(session.subflows[0], wire, START, 5 * OPEN_WORK)
+    assert 4 <= len(session.opened) <= 5
+    assert session.subflows[0].bytes_received == taken
+    session.receive(session.subflows[0], wire[taken:], START)
+    assert len(session.opened) == 10
+
+
+def test_one_range_again_and_again_is_not_walked_through_piece_by_piece() -> None:
+    """Every second byte, then what is between: after that it is one piece, not thousands."""
+    session = server()
+    feed(session, opens(0, 1))
+    feed(session, b"".join(pack(Data(0, at, False), b"x") for at in range(1, 16_000, 2)))
+    data = session.streams[0].receive.data
+    assert data.gaps == 8000
+    feed(session, pack(Data(0, 1, False), b"x" * 16_000))
+    assert data.gaps < 200
+    held, free = data.held, session.gaps.free
+    feed(session, pack(Data(0, 1, False), b"x" * 16_000))
+    assert (data.held, session.gaps.free) == (held, free)
+    feed(session, pack(Data(0, 0, False), b"x"))
+    assert data.next == data.ready_bytes == data.held == 16_001
+    assert session.gaps.free == session.limits.max_gaps
+
+
+# --- control frames -----------------------------------------------------------------------------
+
+
+def test_a_subflow_is_given_up_once_however_often_the_peer_says_so() -> None:
+    session = server()
+    session.attach(1, START)
+    feed(session, pack(Gone(1)) * 1000 + pack(Gone(7)) * 1000)
+    assert session.gone == [session.subflows[1]]
+
+
+def test_the_death_of_many_subflows_has_all_said_again_once() -> None:
+    pair = Pair(subflows=20)
+    for _ in range(50):
+        pair.open(b"abc")
+    for number in range(10):
+        pair.server.detach(pair.server.subflows[number], pair.now)
+    frames = frames_of(collect(pair.server, pair.now))
+    assert sum(isinstance(frame, Ack) for frame, _ in frames) == 50
+    # Not again at once, but it will be.
+    pair.server.detach(pair.server.subflows[10], pair.now)
+    assert not any(isinstance(f, Ack) for f, _ in frames_of(collect(pair.server, pair.now)))
+    assert pair.server.deadline() == pytest.approx(pair.now + 50 * REPEAT_SPACING)
+    later = pair.now + 50 * REPEAT_SPACING
+    frames = frames_of(collect(pair.server, later))
+    assert sum(isinstance(frame, Ack) for frame, _ in frames) == 50
+
+
+def test_begging_grows_no_window_beyond_the_pool() -> None:
+    session = server(Limits(window_pool=1 * MIB))
+    feed(session, opens(0, 20))
+    for limit in range(1000):
+        feed(session, b"".join(pack(Blocked(n, 2**62 + limit)) for n in range(20)))
+    grown = sum(s.receive.window.size - 64 * KIB for s in session.streams.values())
+    assert grown <= 1 * MIB
+
+
+def test_confirmations_of_nothing_do_nothing() -> None:
+    session = server()
+    feed(session, b"".join(pack(ResetAck(number)) for number in range(10_000)))
+    assert collect(session, START) == []
