@@ -14,7 +14,8 @@ ANY_HOST = "*"
 
 # RFC 1123 labels, and `_`, which container networks put into names.
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_ZONE = re.compile(r"[^\s%/\[\]]{1,15}")
+ZONE = re.compile(r"[^\s%/\[\]]{1,15}")
+"""The interface behind a % in an IPv6 address."""
 _MAX_NAME = 253
 
 
@@ -96,7 +97,7 @@ def _ipv6(inner: str, text: str) -> str:
         address = ipaddress.IPv6Address(inner)
     except ValueError:
         _refuse(text, "has no IPv6 address in its brackets; write for example [::1]:7700")
-    if address.scope_id is not None and not _ZONE.fullmatch(address.scope_id):
+    if address.scope_id is not None and not ZONE.fullmatch(address.scope_id):
         _refuse(text, "has a wrong zone; write the interface, for example [fe80::1%eth0]:7700")
     return str(address)
 

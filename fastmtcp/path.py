@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from fastmtcp.connections import Connections
-from fastmtcp.endpoint import Endpoint
+from fastmtcp.endpoint import ZONE, Endpoint
 from fastmtcp.errors import ConfigError
 
 ProxyKind = Literal["socks5", "http"]
@@ -194,6 +194,9 @@ def _bind(value: object) -> str:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise _WrongError("must be an IP address of this machine") from None
+    zone = getattr(address, "scope_id", None)
+    if zone is not None and not ZONE.fullmatch(zone):
+        raise _WrongError("has a wrong zone; write the interface behind its %")
     if address.is_unspecified or address.is_multicast:
         raise _WrongError("must be an IP address of this machine, or left out")
     return str(address)
@@ -249,6 +252,8 @@ def _login(login: str | None) -> tuple[str, str]:
     user, colon, password = login.partition(":")
     if not user or not colon:
         raise ConfigError("half a login")
+    # What is not UTF-8 on a command line is in the text as lone surrogates, and cannot be sent.
+    login.encode()
     return unquote(user, errors="strict"), unquote(password, errors="strict")
 
 
