@@ -7,6 +7,7 @@ processes get are all made from the two Structs below, by fastmtcp.settings.
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -44,6 +45,10 @@ MAX_SUBFLOWS = Limits().max_subflows - SPARE_SUBFLOWS
 express subflow and the ones that are being replaced."""
 
 CONTROL_OFF = "off"
+
+# As useradd(8) and groupadd(8) allow them.
+_NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?"
+_USER = re.compile(rf"{_NAME}(?::{_NAME})?")
 
 Workers = Annotated[int, Meta(ge=1, le=MAX_WORKERS)]
 Timeout = Annotated[float, Meta(ge=0.1, le=600)]
@@ -86,6 +91,15 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             metavar="FILE",
             default_text="in the certificate's file",
             is_file=True,
+        ),
+    ] = None
+    user: Annotated[
+        str | None,
+        Setting(
+            SECURITY,
+            "User, and group, to become once the ports are bound and the key is read; needs root.",
+            metavar="NAME[:GROUP]",
+            default_text="the one who starts it",
         ),
     ] = None
     workers: Annotated[
@@ -135,6 +149,8 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             _check_file(self, key)
         if self.certificate_key is not None and self.certificate is None:
             raise SettingError("certificate_key", "belongs to a certificate; set that as well")
+        if self.user is not None and not _USER.fullmatch(self.user):
+            raise SettingError("user", f"{self.user!r} is no user; write NAME or NAME:GROUP")
         if self.control is not None and not control.is_name(self.control):
             raise SettingError(
                 "control",

@@ -107,7 +107,7 @@ def read_private(
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{name} is not a regular file; name another one")
-        if status.st_mode & 0o077:
+        if status.st_mode & _closed_bits(path):
             raise ConfigError(
                 f"{name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
                 f"close it with `chmod 600 {_quoted(path)}`"
@@ -124,6 +124,14 @@ def redact(text: str) -> str:
     """`text` with everything that could be a key or a link put on the command line by mistake
     hidden."""
     return _KEY_LIKE.sub("(hidden)", _LINK_LIKE.sub("(hidden)", text))
+
+
+def _closed_bits(path: str | os.PathLike[str]) -> int:
+    """The bits of a file's mode that must not be set. systemd lets a service read its credentials
+    by an ACL, which shows as the group's bits, in a directory that is closed to all others
+    (systemd.exec(5), LoadCredential=)."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    return 0o037 if credentials and os.path.dirname(path) == credentials else 0o077
 
 
 def _shown(path: str | os.PathLike[str]) -> str:

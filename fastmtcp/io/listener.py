@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -94,6 +95,11 @@ class Listener:
         if not self._closed:
             self._closed = True
             self._loop.unwatch(self._sock.fileno())
+            # The supervisor has a copy, for our successor: closing ours would not end it. A unix
+            # socket is that of the other workers too.
+            if self._sock.family != socket.AF_UNIX:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._sock.close()
 
     def hold(self, on: bool) -> None:

@@ -7,7 +7,6 @@ channels, and everything else is a timer.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -17,18 +16,14 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastmtcp import credentials, logs
+from fastmtcp import credentials, logs, privileges
 from fastmtcp import login as logins
 from fastmtcp.client import ClientWorker
 from fastmtcp.config import CONTROL_OFF, ClientConfig, Config, ServerConfig
 from fastmtcp.control import ControlName
-from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
-from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.loop import Loop, Timer
-from fastmtcp.io.resolver import Address
-from fastmtcp.io.unix_socket import UnixListener
 from fastmtcp.server import ServerWorker
 from fastmtcp.ways_in import Place, UnixPath
 from fastmtcp.workers.channel import (
@@ -44,7 +39,9 @@ from fastmtcp.workers.channel import (
 )
 from fastmtcp.workers.control import ControlSocket, listen
 from fastmtcp.workers.handoff import Inbox, WorkerHandoff
+from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.overview import Overview
+from fastmtcp.workers.ports import Ports
 from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Role, RoleFactory, Worker
 
 log = logging.getLogger("fastmtcp.supervisor")
@@ -87,7 +84,7 @@ class _Slot:
 class Supervisor:
     """Runs `config.worker_count()` workers until a signal, or until one cannot start."""
 
-    def __init__(self, name: str, config: Config, ports: PortHolder, make_role: MakeRole) -> None:
+    def __init__(self, name: str, config: Config, ports: Ports, make_role: MakeRole) -> None:
         self._name = name
         self._config = config
         self._ports = ports
@@ -102,6 +99,7 @@ class Supervisor:
         self._ready_timer: Timer | None = None
         self._signal_pipe = os.pipe()
         self._control: ControlSocket | None = None
+        self._service = Notifier()
         self._overview = Overview(self._loop, config.program, ports.names, self._slots, self._state)
 
     def run(self) -> int:
@@ -165,6 +163,7 @@ class Supervisor:
                     other.channel.close()
                 if other.pidfd >= 0:
                     os.close(other.pidfd)
+            self._ports.keep_only(slot.index)
             name = f"{self._name}[{slot.index}]"
             code = Worker(name, self._config, sock, self._make_role(slot.index)).run()
         except BaseException as error:
@@ -203,6 +202,7 @@ class Supervisor:
         if slot.channel is not None:
             slot.channel.close()
             slot.channel = None
+        self._ports.silence(slot.index)
         self._overview.on_gone(slot)
         code = os.waitstatus_to_exitcode(status)
         if not self._stopping and code != EXIT_CANNOT_START:
@@ -223,15 +223,20 @@ class Supervisor:
 
     def _watch_health(self) -> None:
         now = self._loop.now
+        alive = True
         for slot in self._slots:
             if not slot.pid or now - slot.heard_at < _HUNG:
                 continue
+            # The service manager's watchdog ends all of us, so ours has its chance first.
+            alive = alive and now - slot.heard_at < _HUNG + _KILL + _GRACE
             if slot.aborted_at is None:
                 log.error("worker %d (pid %d) hangs; aborting it", slot.index, slot.pid)
                 slot.aborted_at = now
                 _kill(slot.pid, signal.SIGABRT)
             elif now - slot.aborted_at >= _KILL:
                 _kill(slot.pid, signal.SIGKILL)
+        if alive:
+            self._service.alive(now)
         self._loop.call_later(1.0, self._watch_health)
 
     # --- status -------------------------------------------------------------------------------
@@ -292,13 +297,15 @@ class Supervisor:
         if not self._ready:
             self._ready = True
             count = len(self._slots)
+            names = ", ".join(self._ports.names)
             log.info(
                 "ready: listening on %s with %d worker%s%s",
-                ", ".join(self._ports.names),
+                names,
                 count,
                 "" if count == 1 else "s",
                 more,
             )
+            self._service.say("READY=1", f"STATUS=listening on {names}{more}")
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -324,6 +331,8 @@ class Supervisor:
 
     def _stop(self, timeout: float) -> None:
         self._stopping = True
+        micros = int((timeout + _GRACE + _KILL) * 1e6)
+        self._service.say("STOPPING=1", f"EXTEND_TIMEOUT_USEC={micros}")
         self._ports.close()
         for slot in self._slots:
             if slot.channel is not None:
@@ -342,86 +351,17 @@ class Supervisor:
         self._stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
 
 
-class PortHolder:
-    """Claims the listening addresses for the program and binds them for each worker.
-
-    With SO_REUSEPORT a second program of the same user could bind the same port and silently get
-    a share of the connections. So each address is first bound without it, which fails if anybody
-    listens there; then a socket that never listens keeps the port for our workers.
-    """
-
-    def __init__(self, places: Sequence[Place]) -> None:
-        """Unix sockets come last. Raises StartError: in use, not ours, no such address, no
-        permission."""
-        self.names: list[str] = []
-        self.owners: list[int] = []
-        """For each socket the index of its place."""
-        self._addresses: list[Address] = []
-        self._holders: list[socket.socket] = []
-        self._unix: list[UnixListener] = []
-        try:
-            for number, place in enumerate(places):
-                if isinstance(place, UnixPath):
-                    self._unix.append(UnixListener(place.path))
-                    self.names.append(str(place))
-                else:
-                    for address in addresses(place):
-                        self._claim(place, address)
-                self.owners += [number] * (len(self.names) - len(self.owners))
-        except StartError:
-            self.close()
-            raise
-
-    @property
-    def first_port(self) -> int:
-        return self._addresses[0][1][1] if self._addresses else 0
-
-    def bind_all(self) -> list[socket.socket]:
-        """Bound sockets for one worker; unix sockets are the same for all. Raises StartError."""
-        result = []
-        for address in self._addresses:
-            try:
-                result.append(bind(address, shared=True))
-            except OSError as error:
-                raise _cannot_listen(_name(address), error) from None
-        return result + [listener.sock for listener in self._unix]
-
-    def close(self) -> None:
-        """Remove the files of unix sockets. The supervisor's sockets end with its process."""
-        for listener in self._unix:
-            listener.close()
-
-    def _claim(self, endpoint: Endpoint, address: Address) -> None:
-        family, where = address
-        try:
-            probe = bind(address, shared=False)
-            try:
-                # bind(2) alone would miss another program's socket that does not listen yet.
-                probe.listen(1)
-                where = (where[0], probe.getsockname()[1], *where[2:])
-            finally:
-                probe.close()
-            holder = bind((family, where), shared=True)
-        except OSError as error:
-            if endpoint.is_wildcard and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                return  # a machine without IPv6
-            raise _cannot_listen(str(endpoint), error) from None
-        self._holders.append(holder)
-        self._addresses.append((family, where))
-        self.names.append(_name((family, where)))
-
-
 def run_server(config: ServerConfig) -> int:
     """Run `fastmtcp-server`; returns its exit code."""
     clients, security = credentials.of_server(config)
-    ports = PortHolder(config.listen)
+    ports = _prepare(config, config.listen)
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
     def make(index: int) -> RoleFactory:
         def factory(loop: Loop, _channel: Channel) -> Role:
             handoff = WorkerHandoff(loop, inboxes, index)
             worker = ServerWorker(
-                loop, config, clients, index, ports.bind_all(), handoff, security=security
+                loop, config, clients, index, ports.of(index), handoff, security=security
             )
             handoff.on_handoff = worker.reception.on_handoff
             _watch_files(loop, config, worker)
@@ -429,7 +369,7 @@ def run_server(config: ServerConfig) -> int:
 
         return factory
 
-    return _run("server", config, ports, make)
+    return Supervisor("server", config, ports, make).run()
 
 
 def _watch_files(loop: Loop, config: ServerConfig, worker: ServerWorker) -> None:
@@ -451,42 +391,35 @@ def run_client(config: ClientConfig) -> int:
     config, own = credentials.of_client(config)
     login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
-    ports = PortHolder([way.place for way in ways])
+    ports = _prepare(config, [way.place for way in ways])
 
-    def make(_index: int) -> RoleFactory:
+    def make(index: int) -> RoleFactory:
         def factory(loop: Loop, channel: Channel) -> Role:
             def on_pool(up: int, wanted: int, trouble: str) -> None:
                 channel.send(PoolState(up, wanted, trouble))
 
-            sockets = zip(ports.owners, ports.bind_all(), strict=True)
+            sockets = zip(ports.owners, ports.of(index), strict=True)
             ways_in = [(ways[owner], sock) for owner, sock in sockets]
             return ClientWorker(loop, config, own, ways_in, on_pool, login=login)
 
         return factory
 
-    return _run("client", config, ports, make)
+    return Supervisor("client", config, ports, make).run()
 
 
-def _run(name: str, config: Config, ports: PortHolder, make: MakeRole) -> int:
+def _prepare(config: Config, places: Sequence[Place]) -> Ports:
+    """Do what may need root, and give it up if there is a user to become."""
     if sys.platform != "linux":
         raise StartError("the commands need Linux (epoll, pidfd)")
+    account = privileges.find(config.user) if config.user is not None else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return Supervisor(name, config, ports, make).run()
-
-
-def _cannot_listen(where: str, error: OSError) -> StartError:
-    if error.errno == errno.EADDRINUSE:
-        return StartError(f"cannot listen on {where}: the port is in use; choose another --listen")
-    if error.errno == errno.EACCES:
-        return StartError(f"cannot listen on {where}: ports below 1024 need root")
-    return StartError(f"cannot listen on {where}: {error.strerror}")
-
-
-def _name(address: Address) -> str:
-    return str(Endpoint(address[1][0], address[1][1]))
+    ports = Ports(places, config.worker_count())
+    if account is not None:
+        privileges.drop(account)
+    return ports
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -318,6 +318,7 @@ class _Plan:
             lambda: ResetAck(number),
             lambda: Closed(number),
             lambda: Blocked(number, self.offset()),
+            lambda: Busy(),
             lambda: Ping(number),
             lambda: Pong(number),
             lambda: Gone(number),

@@ -49,7 +49,6 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
     st.tuples(st.builds(Busy), st.just(b"")),
     st.tuples(st.builds(Gone, st.integers(0, 12)), st.just(b"")),
     st.tuples(st.builds(Blocked, STREAMS, OFFSETS), st.just(b"")),
-    st.tuples(st.builds(Busy), st.just(b"")),
     st.tuples(st.builds(Ping, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Pong, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Goaway, st.integers(0, 9), st.text(max_size=5)), st.just(b"")),

@@ -78,7 +78,7 @@ def test_every_server_option(supervisor: Supervisor, key_file: str) -> None:
     line = (
         "--listen *:7700 --listen [::1]:7 --target example.com:80 --workers 4 --drain-timeout 1.5 "
         "--connect-timeout 3 --session-timeout 7 --log-level debug --log-format json "
-        "--control mine --key-file"
+        "--control mine --user nobody:nogroup --key-file"
     )
     assert server.main([*line.split(), key_file]) == 0
     assert supervisor.started == [
@@ -92,6 +92,7 @@ def test_every_server_option(supervisor: Supervisor, key_file: str) -> None:
             log_level="debug",
             log_format="json",
             control="mine",
+            user="nobody:nogroup",
             key_file=key_file,
         )
     ]
@@ -101,7 +102,8 @@ def test_every_client_option(supervisor: Supervisor, key_file: str) -> None:
     line = (
         "--listen localhost:1 --server a:1 --server [::1]:2,bind=::1,backup --connections 8 "
         "--workers 2 --egress auto --no-express --session-timeout 60 --drain-timeout 0 "
-        "--connect-timeout 3 --log-level error --log-format text --control off --key-file"
+        "--connect-timeout 3 --log-level error --log-format text --control off "
+        "--user nobody --key-file"
     )
     assert client.main([*line.split(), key_file]) == 0
     assert supervisor.started == [
@@ -120,6 +122,7 @@ def test_every_client_option(supervisor: Supervisor, key_file: str) -> None:
             connect_timeout=3,
             log_level="error",
             control="off",
+            user="nobody",
             key_file=key_file,
         )
     ]

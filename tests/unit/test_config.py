@@ -116,6 +116,7 @@ certificate = "certificate.pem"
 certificate_key = "certificate.key"
 client_ca_file = "ca.pem"
 public_address = "example.com:7700"
+user = "nobody:nogroup"
 limits = { max_sessions = 5, opens_per_second = 0.5, subflow_timeout = 20 }
 """
 FINGERPRINT = "A1:" * 31 + "b2"
@@ -146,6 +147,7 @@ server_name = "example.com"
 certificate = "certificate.pem"
 certificate_key = "certificate.key"
 limits = {{ max_streams = 100 }}
+user = "nobody"
 """
 
 
@@ -205,7 +207,7 @@ def test_overrides_may_be_ready_values() -> None:
             "zzz: unknown key; the keys are allow, certificate, certificate_key, client_ca_file, "
             "clients_file, connect_timeout, control, drain_timeout, key_file, limits, listen, "
             "log_format, log_level, public_address, send_proxy, session_timeout, target, tls, "
-            "workers",
+            "user, workers",
         ),
         (
             ServerConfig,

@@ -227,3 +227,22 @@ def test_a_key_given_as_the_name_is_not_repeated(
 )
 def test_redact(text: str, expected: str) -> None:
     assert keys.redact(text) == expected
+
+
+def test_a_credential_of_systemd_may_be_readable_by_an_acl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ACL shows in the bits of the group. Nowhere else is that allowed."""
+    path = write(tmp_path / "fastmtcp.key", HEX.encode(), 0o440)
+    with pytest.raises(ConfigError):
+        keys.load(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert keys.load(path) == bytes.fromhex(HEX)
+    for mode in (0o444, 0o460, 0o441):
+        path.chmod(mode)
+        with pytest.raises(ConfigError):
+            keys.load(path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "elsewhere"))
+    path.chmod(0o440)
+    with pytest.raises(ConfigError):
+        keys.load(path)

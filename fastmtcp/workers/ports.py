@@ -1,0 +1,100 @@
+"""The listening addresses of a program, bound once for all its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Sequence
+
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.errors import StartError
+from fastmtcp.io.listener import addresses, bind
+from fastmtcp.io.resolver import Address
+from fastmtcp.io.unix_socket import UnixListener
+from fastmtcp.ways_in import Place, UnixPath
+
+
+class Ports:
+    """Binds a socket for each worker and address, before the first worker starts: afterwards the
+    program may be another user, who could not (ports below 1024; and all sockets of a port must
+    be of one user, SO_REUSEPORT in socket(7)). A worker listens on its own; its successor does so
+    on the same ones.
+
+    With SO_REUSEPORT a second program of the same user could bind the same port and silently get
+    a share of the connections. So each address is first bound without it, which fails if anybody
+    listens there.
+    """
+
+    def __init__(self, places: Sequence[Place], workers: int) -> None:
+        """Unix sockets come last. Raises StartError: in use, not ours, no such address, no
+        permission."""
+        self.names: list[str] = []
+        self.owners: list[int] = []
+        """For each socket of a worker the index of its place."""
+        self.first_port = 0
+        self._sockets: list[list[socket.socket]] = [[] for _ in range(workers)]
+        self._unix: list[UnixListener] = []
+        try:
+            for number, place in enumerate(places):
+                if isinstance(place, UnixPath):
+                    self._unix.append(UnixListener(place.path))
+                    self.names.append(str(place))
+                else:
+                    for address in addresses(place):
+                        self._claim(place, address)
+                self.owners += [number] * (len(self.names) - len(self.owners))
+        except StartError:
+            self.close()
+            raise
+
+    def of(self, index: int) -> list[socket.socket]:
+        """The sockets of one worker; unix sockets are the same for all."""
+        return self._sockets[index] + [listener.sock for listener in self._unix]
+
+    def close(self) -> None:
+        """Remove the files of unix sockets. The supervisor's sockets end with its process."""
+        for listener in self._unix:
+            listener.close()
+
+    def keep_only(self, index: int) -> None:
+        """In the worker's process: close what belongs to the others."""
+        for other, sockets in enumerate(self._sockets):
+            if other != index:
+                for sock in sockets:
+                    sock.close()
+
+    def silence(self, index: int) -> None:
+        """The worker is gone: the kernel shall give its share of the connections to the others.
+        The sockets stay bound, and its successor can listen again (shutdown(2) takes a TCP
+        listener back to where it was before listen(2))."""
+        for sock in self._sockets[index]:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _claim(self, endpoint: Endpoint, address: Address) -> None:
+        family, where = address
+        try:
+            probe = bind(address, shared=False)
+            try:
+                # bind(2) alone would miss another program's socket that does not listen yet.
+                probe.listen(1)
+                where = (where[0], probe.getsockname()[1], *where[2:])
+            finally:
+                probe.close()
+            for sockets in self._sockets:
+                sockets.append(bind((family, where), shared=True))
+        except OSError as error:
+            if endpoint.is_wildcard and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                return  # a machine without IPv6
+            raise _cannot_listen(str(endpoint), error) from None
+        self.names.append(str(Endpoint(where[0], where[1])))
+        self.first_port = self.first_port or where[1]
+
+
+def _cannot_listen(where: str, error: OSError) -> StartError:
+    if error.errno == errno.EADDRINUSE:
+        return StartError(f"cannot listen on {where}: the port is in use; choose another --listen")
+    if error.errno == errno.EACCES:
+        return StartError(f"cannot listen on {where}: ports below 1024 need root")
+    return StartError(f"cannot listen on {where}: {error.strerror}")
