@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp import admission
-from fastmtcp.admission import (
+from fastmtcp.admission import Admission
+from fastmtcp.engine.limits import (
     ACCEPT_RATE,
     FORGIVE_EVERY,
     FREE_FAILURES,
@@ -12,7 +13,6 @@ from fastmtcp.admission import (
     MAX_FAILURES,
     MAX_PER_ADDRESS,
     SLOW_EVERY,
-    Admission,
 )
 
 MOST = 1024

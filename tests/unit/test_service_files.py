@@ -32,15 +32,18 @@ def settings_of(side: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("side", COMMANDS)
-def test_the_command_line_parses_and_finds_the_credentials(side: str) -> None:
+def test_the_command_line_parses_and_finds_its_files(side: str) -> None:
     unit = settings_of(side)
     (start,) = unit["ExecStart"]
     program, *args = start.split()
     assert program.endswith(f"/bin/fastmtcp-{side}")
-    given = COMMANDS[side].make_context(f"fastmtcp-{side}", args).params
-    loaded = {text.partition(":")[0] for text in unit["LoadCredential"]}
-    assert given["config_file"].removeprefix("%d/") in loaded
-    assert f"{side}.toml" in loaded
+    found = COMMANDS[side].make_context(f"fastmtcp-{side}", args).params["config_file"]
+    if side == "client":
+        loaded = {text.partition(":")[0] for text in unit["LoadCredential"]}
+        assert loaded == {found.removeprefix("%d/"), "fastmtcp.link"}
+    else:
+        assert found.startswith(f"%S/{unit['StateDirectory'][0]}/")
+        assert unit["StateDirectoryMode"] == ["0700"]
 
 
 @pytest.mark.parametrize("side", COMMANDS)
@@ -55,14 +58,10 @@ def test_what_can_be_closed_is(side: str) -> None:
     assert "PrivateNetwork" not in unit
 
 
-def test_both_are_the_same_but_for_the_names() -> None:
-    first, second = (
-        re.sub(
-            f"\\b{side}\\b|^Description=.*$",
-            "",
-            (SCRIPTS / f"fastmtcp-{side}.service").read_text(),
-            flags=re.M,
-        )
-        for side in COMMANDS
-    )
-    assert first == second
+def test_both_are_the_same_but_for_the_names_and_files() -> None:
+    own = ("ExecStart", "LoadCredential", "StateDirectory", "StateDirectoryMode", "Description")
+    server_side, client_side = map(settings_of, COMMANDS)
+    for name in own:
+        server_side.pop(name, None)
+        client_side.pop(name, None)
+    assert server_side == client_side

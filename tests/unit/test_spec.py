@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp import admission, auth
+from fastmtcp import auth
 from fastmtcp.auth import (
     ClientHandshake,
     Grant,
@@ -157,14 +157,14 @@ def coded_limits() -> dict[str, float]:
     """All limits of the code that a peer can notice, and those of one side, by name."""
     found: dict[str, float] = {
         name: value
-        for module in (limits, auth, admission)
+        for module in (limits, auth)
         for name, value in vars(module).items()
         if name
         in ("NONCE_SIZE", "SESSION_ID_SIZE", "HANDSHAKE_TIMEOUT", "FREE_FAILURES", "SLOW_EVERY")
         or (name.startswith("MAX_") and name not in OWN_TUNING)
     }
     found |= {"STALL": watch.STALL, "REPLACE_AFTER": watch.REPLACE_AFTER}
-    found["ACCEPT_RATE"] = admission.ACCEPT_RATE
+    found["ACCEPT_RATE"] = limits.ACCEPT_RATE
     return found | msgspec.structs.asdict(limits.ServerLimits())
 
 
