@@ -49,6 +49,7 @@ UNEQUAL_8 = [line(mbit, rtt, queue=0.2) for mbit, rtt in (
 )]  # fmt: skip
 FAST_AND_SLOW = [line(100, 20, queue=0.2), line(5, 300, queue=0.2)]
 LOSSY = [line(160, 40, loss=0.005)] * 4
+FAST_AND_AWFUL = [line(100, 20, queue=0.2), line(1, 2000, queue=0.5)]
 BRIDGED = [line(100, 20, queue=0.2), line(20, 100, queue=0.2)]
 POLICED = [line(160, 40, policed=True, queue=0.02)] * 4
 VERY_LOSSY = [line(160, 40, loss=0.01)] * 4
@@ -321,6 +322,12 @@ SCENARIOS = {
     "slow-alone": Scenario(
         best_alone("the slow line beside the fast one", FAST_AND_SLOW),
         "the slow line beside the fast one",
+        "the fast one alone",
+        ">= 0.97",
+    ),
+    "awful-alone": Scenario(
+        best_alone("an awful line beside the fast one", FAST_AND_AWFUL),
+        "an awful line beside the fast one",
         "the fast one alone",
         ">= 0.97",
     ),
