@@ -142,7 +142,9 @@ class Attempt:
             text = f"cannot look up {self._spec.first_hop.host}: {text}"
         if self._spec.via is not None:
             text = f"cannot reach the proxy: {text}"
-        self._fail(PeerError(text))
+        failure = PeerError(text)
+        failure.__cause__ = error
+        self._fail(failure)
 
     def _on_tunnel_failed(self, error: PeerError) -> None:
         self._fail(PeerError(f"proxy: {error}"))

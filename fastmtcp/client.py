@@ -23,7 +23,9 @@ from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.netlink import NetworkWatch
 from fastmtcp.io.preface import Waiting
+from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
 from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
@@ -38,6 +40,7 @@ _QUIET = 0.002
 first: its stream is opened without waiting for bytes to go with the OPEN."""
 
 _TICK = 0.5
+_DRAIN_TICK = 0.02
 
 
 class ClientWorker:
@@ -83,16 +86,17 @@ class ClientWorker:
         ]
         loop.call_later(_TICK, self._tick)
 
-    def drain(self, timeout: float, done: Callable[[], None]) -> None:
-        """Accept nothing more, wait up to `timeout` seconds for the open streams, reset those
-        that are left, then call `done`."""
+    def drain(self, timeout: float | None, done: Callable[[], None]) -> None:
+        """Accept nothing more, wait up to `timeout` seconds for the open streams (None: as long
+        as it takes), reset those that are left, then call `done`."""
         if self._drained is None:
             for listener in self._listeners:
                 listener.close()
             self._arrivals.close()
             self._drained = done
-        self._loop.call_later(timeout, self._finish)
-        self._check_drained()
+            self._watch_drain()
+        if timeout is not None:
+            self._loop.call_later(timeout, self._finish)
 
     def open(self, target: str = "", source: str = "") -> tuple[ClientSession, Stream]:
         """Open a stream of the application at `source`; empty `target` is the server's own.
@@ -110,15 +114,18 @@ class ClientWorker:
         stream: Stream,
         sock: socket.socket,
         budget: int | None = None,
-    ) -> None:
-        """Make an application's socket the end of a stream; `budget` is as in Relay."""
+        on_close: Callable[[Relay], None] | None = None,
+    ) -> Relay:
+        """Make an application's socket the end of a stream; `budget` is as in Relay, `on_close` as
+        in SessionDriver.add_relay()."""
         tune(sock)
-        session.driver.add_relay(sock, stream, budget)
+        relay = session.driver.add_relay(sock, stream, budget, on_close)
         if stream.send.next < 0 and not stream.send.backlog:
             if not self._quiet:
                 self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
             self._quiet.append(stream)
         session.driver.progress()
+        return relay
 
     @property
     def streams(self) -> int:
@@ -127,6 +134,11 @@ class ClientWorker:
     @property
     def sessions(self) -> list[Observed]:
         return [one for one in self._sessions() if not one.driver.ended]
+
+    @property
+    def drivers(self) -> list[SessionDriver]:
+        """Of all sessions, those that have ended and whose applications still read included."""
+        return [session.driver for session in self._sessions()]
 
     # --- applications -------------------------------------------------------------------------
 
@@ -236,6 +248,8 @@ class ClientWorker:
     # --- once in a while ------------------------------------------------------------------------
 
     def _tick(self) -> None:
+        if self._drained is _already:
+            return
         current = self._current
         now = self._loop.now
         if current.session.peer_draining and not current.closing and self._drained is None:
@@ -265,6 +279,11 @@ class ClientWorker:
         self._loop.call_later(_TICK, self._tick)
 
     # --- the end ------------------------------------------------------------------------------
+
+    def _watch_drain(self) -> None:
+        self._check_drained()
+        if self._drained is not _already:
+            self._loop.call_later(_DRAIN_TICK, self._watch_drain)
 
     def _check_drained(self) -> None:
         if self._drained is not None and all(s.driver.is_quiet for s in self._sessions()):

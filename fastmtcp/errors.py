@@ -9,7 +9,7 @@ class FastmtcpError(Exception):
     exit_code = 1
 
 
-class ConfigError(FastmtcpError):
+class ConfigError(FastmtcpError, ValueError):
     """Local misuse: an option, a file or a key is wrong. One line that names the remedy."""
 
     exit_code = 2

@@ -84,6 +84,7 @@ class Pool:
         self._nudged_at = float("-inf")
         self._created = False
         self._stopped = False
+        self._error: PeerError | None = None
 
     # --- from outside ---------------------------------------------------------------------------
 
@@ -104,6 +105,13 @@ class Pool:
             if path.trouble:
                 return f"cannot use server {path.spec.label}: {path.trouble}"
         return ""
+
+    @property
+    def failure(self) -> PeerError | None:
+        """What the last attempt failed with; None unless every path has been tried and is down."""
+        if self.paths and all(path.is_up is False for path in self.paths):
+            return self._error
+        return None
 
     def set_paths(self, specs: Sequence[PathSpec]) -> None:
         """Use these paths and no others: new ones are dialled, the subflows of those that are
@@ -263,6 +271,7 @@ class Pool:
         if slot.is_express:
             log.debug("express subflow over %s: %s", slot.path.spec.label, text)
             return
+        self._error = error
         slot.path.on_down(text)
         self._on_change()
 

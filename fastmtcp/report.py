@@ -31,7 +31,7 @@ def build(
     found: list[tuple[TotalsStatus, Observed]] = []
     # A session that ends meanwhile is counted here, as the sums of the past are taken already.
     for observed in list(role.sessions):
-        totals = _totals(observed, rates, clock())
+        totals = totals_of(observed, rates, clock())
         sums.add(totals)
         found.append((totals, observed))
         yield
@@ -43,7 +43,7 @@ def build(
             break
         if observed.session.ended is not None:
             continue
-        view = _View(observed, rates, clock())
+        view = View(observed, rates, clock())
         most = min(streams, MAX_SESSION_STREAMS)
         one = yield from view.session(totals, subflows, most, role.target)
         subflows -= len(one.subflows)
@@ -72,7 +72,7 @@ def directed(totals: Totals, is_client: bool) -> TotalsStatus:
     )
 
 
-def _totals(observed: Observed, rates: Rates, now: float) -> TotalsStatus:
+def totals_of(observed: Observed, rates: Rates, now: float) -> TotalsStatus:
     session = observed.session
     totals = directed(snapshot.totals(session), session.opener)
     totals.sessions = 1
@@ -90,7 +90,7 @@ def _rate(session: Session, subflow: Subflow, rates: Rates, now: float) -> tuple
     return (sent, received) if session.opener else (received, sent)
 
 
-class _View:
+class View:
     """Looks at one session."""
 
     def __init__(self, observed: Observed, rates: Rates, now: float) -> None:
@@ -123,7 +123,7 @@ class _View:
                 made.subflows.append(self._subflow(subflow))
         yield
         busiest = snapshot.busiest(session.streams.values(), streams)
-        made.streams += [self._stream(stream, target) for stream in busiest]
+        made.streams += [self.stream(stream, target) for stream in busiest]
         return made
 
     def _paths(self) -> list[status.PathStatus]:
@@ -180,7 +180,7 @@ class _View:
             stalls=shot.stalls,
         )
 
-    def _stream(self, of: Stream, target: str) -> status.StreamStatus:
+    def stream(self, of: Stream, target: str) -> status.StreamStatus:
         shot = snapshot.stream(of, self._now)
         application = of.user.address() if isinstance(of.user, Relay) else ""
         if self._session.opener and of.source:

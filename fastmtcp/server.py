@@ -49,6 +49,7 @@ log = logging.getLogger("fastmtcp.server")
 _TICK = 0.5
 _REPORT = 1.0
 """Seconds between two log lines about streams that one session was refused."""
+_DRAIN_TICK = 0.02
 
 
 class ServerWorker:
@@ -64,9 +65,11 @@ class ServerWorker:
         handoff: Handoff,
         limits: ServerLimits | None = None,
         security: ServerTls | None = None,
+        on_stream: Callable[[ServerSession, Stream], None] | None = None,
     ) -> None:
         """`sockets` are bound; `index` is this worker's, from 0; without `security` there is no
-        TLS."""
+        TLS. `on_stream` takes the streams that clients open, whatever target they name, in place
+        of the targets."""
         self._loop = loop
         self._config = config
         self._index = index
@@ -77,13 +80,15 @@ class ServerWorker:
         self._chosen = Resolver(loop)
         self._memory = Memory(self._limits.worker_memory)
         self._clients: dict[str, Client] = {}
-        self._sessions: dict[bytes, _ServerSession] = {}
-        self._lingering: set[_ServerSession] = set()
+        self._sessions: dict[bytes, ServerSession] = {}
+        self._lingering: set[ServerSession] = set()
         self.past = Totals()
         self.is_client = False
         self.target = str(config.target)
         self._drained: Callable[[], None] | None = None
+        self._on_stream = on_stream
         self._draining = False
+        self._finished = False
         self.reception = Reception(
             loop,
             index,
@@ -109,9 +114,14 @@ class ServerWorker:
     def subflows(self) -> int:
         return sum(len(s.driver.session.subflows) for s in self._sessions.values())
 
-    def drain(self, timeout: float, done: Callable[[], None]) -> None:
-        """Take no new streams, wait up to `timeout` seconds for the open ones, reset those that
-        are left, then call `done`."""
+    @property
+    def drivers(self) -> list[SessionDriver]:
+        """Of all sessions, those that have ended and whose targets still read included."""
+        return [session.driver for session in (*self._sessions.values(), *self._lingering)]
+
+    def drain(self, timeout: float | None, done: Callable[[], None]) -> None:
+        """Take no new streams, wait up to `timeout` seconds for the open ones (None: as long as
+        it takes), reset those that are left, then call `done`."""
         if not self._draining:
             self._draining = True
             self._drained = done
@@ -119,8 +129,9 @@ class ServerWorker:
             for session in list(self._sessions.values()):
                 session.driver.session.drain()
                 session.driver.progress()
-        self._loop.call_later(timeout, self._finish)
-        self._check_drained()
+            self._watch_drain()
+        if timeout is not None:
+            self._loop.call_later(timeout, self._finish)
 
     # --- clients ------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class ServerWorker:
         role = Role.from_wire(request.role)
         session.driver.attach(sock, request.subflow, peer, None, handshake.early, role, tls)
 
-    def _session_for(self, handshake: ServerHandshake, request: Hello, peer: str) -> _ServerSession:
+    def _session_for(self, handshake: ServerHandshake, request: Hello, peer: str) -> ServerSession:
         """The session that the client asks for. Raises RefusedError."""
         # It may have been revoked since its HELLO.
         if self.reception.clients.get(request.client) != handshake.verifier:
@@ -189,7 +200,7 @@ class ServerWorker:
         """What the sessions of a client share."""
         return self._clients.setdefault(name, Client(self._limits.max_client_streams))
 
-    def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> _ServerSession:
+    def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> ServerSession:
         shared = self._client(client)
         if shared.sessions >= self._limits.max_client_sessions:
             raise RefusedError(RefuseCode.LIMIT, "too many sessions of this client")
@@ -209,7 +220,7 @@ class ServerWorker:
             partial(self._on_opened, session_id),
             partial(self._on_session_ended, session_id),
         )
-        session = _ServerSession(
+        session = ServerSession(
             session_id, handshake.session_secret(), driver, client, handshake.verifier, peer
         )
         self._sessions[session_id] = session
@@ -235,6 +246,9 @@ class ServerWorker:
             stream.reset(ResetCode.DRAINING)
             return
         session = self._sessions[session_id]
+        if self._on_stream is not None:
+            self._on_stream(session, stream)
+            return
         if not stream.target:
             _Outgoing(
                 self._loop, self._resolver, self._config, session, stream, self._config.target
@@ -250,11 +264,13 @@ class ServerWorker:
         permits = partial(targets.is_allowed, rules, target)
         _Outgoing(self._loop, self._chosen, self._config, session, stream, target, permits)
 
-    def _allowed(self, _session: _ServerSession) -> tuple[Rule, ...]:
+    def _allowed(self, _session: ServerSession) -> tuple[Rule, ...]:
         """The targets that the client of a session may choose: one list for all of them."""
         return self._config.allow
 
     def _tick(self) -> None:
+        if self._finished:
+            return
         self._lingering = {session for session in self._lingering if session.driver.relays}
         self._check_drained()
         self._pool.trim()
@@ -276,6 +292,11 @@ class ServerWorker:
 
     # --- the end ------------------------------------------------------------------------------
 
+    def _watch_drain(self) -> None:
+        self._check_drained()
+        if not self._finished:
+            self._loop.call_later(_DRAIN_TICK, self._watch_drain)
+
     def _check_drained(self) -> None:
         everyone = (*self._sessions.values(), *self._lingering)
         if self._drained and all(session.driver.is_quiet for session in everyone):
@@ -285,6 +306,7 @@ class ServerWorker:
         done, self._drained = self._drained, None
         if done is None:
             return
+        self._finished = True
         for session in list(self._sessions.values()):
             session.driver.end(SessionCode.SHUTDOWN, "the server is shutting down")
         self._resolver.close()
@@ -307,7 +329,7 @@ def _chosen(text: str) -> Endpoint | None:
     return None if target.host == ANY_HOST or not target.port else target
 
 
-class _ServerSession:
+class ServerSession:
     """A session with what a further subflow must know to join it."""
 
     __slots__ = ("client", "driver", "peer", "secret", "session", "session_id", "verifier")
@@ -351,7 +373,7 @@ class _Outgoing:
         loop: Loop,
         resolver: Resolver,
         config: ServerConfig,
-        session: _ServerSession,
+        session: ServerSession,
         stream: Stream,
         target: Endpoint,
         permits: Callable[[str], bool] | None = None,

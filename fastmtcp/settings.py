@@ -10,7 +10,7 @@ import difflib
 import functools
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import (
     Annotated,
@@ -92,20 +92,35 @@ def check_file_name(key: str, name: str) -> None:
 S = TypeVar("S", bound=Settings)
 
 
-def load(config_type: type[S], path: str | None, overrides: Mapping[str, object]) -> S:
+def option_name(key: str) -> str:
+    """The command-line option for a setting."""
+    return "--" + key.replace("_", "-")
+
+
+def load(
+    config_type: type[S],
+    path: str | None,
+    overrides: Mapping[str, object],
+    named: Callable[[str], str] = option_name,
+) -> S:
     """Merge the TOML file at `path` with the options in `overrides`, check, and return all of it.
 
     `overrides` maps setting names to option texts, lists of them, or ready values; `None` and an
-    empty list mean that the option was not given. Raises ConfigError: one line that names the
-    file or the option, the key and the remedy.
+    empty list mean that the option was not given; `named` is what a setting is called there.
+    Raises ConfigError: one line that names the file or the option, the key and the remedy.
     """
     try:
-        return _load(config_type, path, overrides)
+        return _load(config_type, path, overrides, named)
     except ConfigError as error:
         raise ConfigError(one_line(str(error))) from None
 
 
-def _load(config_type: type[S], path: str | None, overrides: Mapping[str, object]) -> S:
+def _load(
+    config_type: type[S],
+    path: str | None,
+    overrides: Mapping[str, object],
+    named: Callable[[str], str],
+) -> S:
     known = {field.name: field for field in fields(config_type)}
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -125,12 +140,12 @@ def _load(config_type: type[S], path: str | None, overrides: Mapping[str, object
                 continue
             if key not in known:
                 raise ConfigError(_unknown(config_type, key, value))
-            sources[key] = option_name(key)
+            sources[key] = named(key)
             values[key] = known[key].convert(value, sources[key], lax=True)
         config = config_type(**values)
         config.check()
     except SettingError as error:
-        source = sources.get(error.key, option_name(error.key))
+        source = sources.get(error.key, named(error.key))
         raise ConfigError(f"{source}: {error.problem}") from None
     return config
 
@@ -139,11 +154,6 @@ def one_line(text: str) -> str:
     """`text` for one line of a terminal: control characters escaped, anything like a key hidden."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     return keys.redact(plain)
-
-
-def option_name(key: str) -> str:
-    """The command-line option for a setting."""
-    return "--" + key.replace("_", "-")
 
 
 _PARSED = {

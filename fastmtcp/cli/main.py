@@ -25,6 +25,9 @@ _LAZY = {
     "client": _Lazy(
         "fastmtcp.cli.clients", "client", "Say who may connect to a server: add, list, revoke."
     ),
+    "connect": _Lazy(
+        "fastmtcp.cli.connect", "connect", "Join standard input and output with a stream."
+    ),
     "demo": _Lazy(
         "fastmtcp.cli.demo", "demo", "Show on this machine what N connections bring over one."
     ),

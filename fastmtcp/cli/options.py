@@ -60,6 +60,8 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
+            if isinstance(param, click.Argument):
+                continue
             record = param.get_help_record(ctx)
             if record is not None:
                 group = param.group if isinstance(param, SettingOption) else GENERAL
@@ -71,25 +73,38 @@ class GroupedCommand(click.Command):
 
 
 def settings_command(
-    config_type: type[C], serve: Callable[[C], int], *, help: str, epilog: str
+    config_type: type[C],
+    serve: Callable[..., int],
+    *,
+    help: str,
+    epilog: str,
+    name: str = "",
+    without: Sequence[str] = (),
+    arguments: Sequence[click.Argument] = (),
 ) -> click.Command:
-    """The command of a program whose options are the settings of `config_type`.
+    """The command of a program whose options are the settings of `config_type`, those in
+    `without` excepted.
 
-    It loads the configuration and returns what `serve` returns as the exit code.
+    It loads the configuration and returns what `serve(config, **arguments)` returns as the exit
+    code. `name` is for a command that is not `config_type.program`.
     """
 
     def callback(config_file: str | None, **options: Any) -> int:
         context = click.get_current_context()
+        more = {one.name: options.pop(one.name) for one in arguments if one.name is not None}
         given = {
             name: value
             for name, value in options.items()
             if context.get_parameter_source(name) is not ParameterSource.DEFAULT
         }
-        return serve(settings.load(config_type, config_file, given))
+        return serve(settings.load(config_type, config_file, given), **more)
 
     parameters: list[click.Parameter] = [
-        SettingOption(field) for field in settings.fields(config_type) if not field.is_table
+        SettingOption(field)
+        for field in settings.fields(config_type)
+        if not field.is_table and field.name not in without
     ]
+    parameters += arguments
     parameters.append(
         click.Option(
             ["--config", "config_file"],
@@ -100,7 +115,7 @@ def settings_command(
         )
     )
     command = GroupedCommand(
-        config_type.program,
+        name or config_type.program,
         params=parameters,
         callback=callback,
         help=help,

@@ -15,9 +15,12 @@ The kernel traps of it:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import os
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -63,6 +66,12 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = False
+        self._from_outside: deque[Callable[[], None]] = deque()
+        # Held while the descriptor is used or closed, so that nobody writes to the next file
+        # that gets its number. The garbage collector may call from within a call.
+        self._wake_lock = threading.RLock()
+        self._wake_read, self._wake_write = _wake_up_pair()
+        self._epoll.register(self._wake_read, IN)
 
     def watch(self, fd: int, handler: Handler) -> None:
         """Call `handler(events)` at every edge of `fd`, until unwatch().
@@ -88,6 +97,16 @@ class Loop:
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call `callback` after the events at hand."""
         self._soon.append(callback)
+
+    def call_threadsafe(self, callback: Callable[[], None]) -> bool:
+        """From any thread: call `callback` on the loop. False if the loop is closed."""
+        with self._wake_lock:
+            if self._wake_write < 0:
+                return False
+            self._from_outside.append(callback)
+            with contextlib.suppress(BlockingIOError):  # there are wake-ups enough already
+                os.write(self._wake_write, _ONE)
+        return True
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         timer = Timer(when, callback)
@@ -116,14 +135,34 @@ class Loop:
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(mask)
+                elif fd == self._wake_read:
+                    os.read(fd, 4096)
+                    self.run_calls()
             if self._timers:
                 self._run_timers()
             for _ in range(len(soon)):
                 soon.popleft()()
 
     def close(self) -> None:
+        """Close the descriptors of the loop itself; those that are watched are their owners'."""
         self._handlers.clear()
         self._epoll.close()
+        with self._wake_lock:
+            for fd in {self._wake_read, self._wake_write}:
+                if fd >= 0:
+                    os.close(fd)
+            self._wake_read = self._wake_write = -1
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that the loop watches, and its own."""
+        return [*self._handlers, self._epoll.fileno(), self._wake_write]
+
+    def run_calls(self) -> None:
+        """Do what other threads have asked for; after close(), what has come too late."""
+        calls = self._from_outside
+        for _ in range(len(calls)):
+            calls.popleft()()
 
     def _timeout(self) -> float:
         if self._soon:
@@ -141,3 +180,18 @@ class Loop:
             callback = heapq.heappop(timers)[2].callback
             if callback is not None:
                 callback()
+
+
+_ONE = (1).to_bytes(8, "little")
+"""What an eventfd adds to its count (eventfd(2))."""
+
+
+def _wake_up_pair() -> tuple[int, int]:
+    """Descriptors to read from and write to; the same one where the system has eventfd."""
+    if hasattr(os, "eventfd"):
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        return fd, fd
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.set_blocking(write, False)
+    return read, write

@@ -114,6 +114,11 @@ class Relay:
         except OSError:
             return ""
 
+    def cancel(self) -> None:
+        """Reset the stream and the application's connection."""
+        self.stream.reset(ResetCode.CANCELLED)
+        self.abort()
+
     def abort(self) -> None:
         """Reset the application's connection."""
         if not self.closed:
@@ -225,8 +230,7 @@ class Relay:
     def _fail(self, error: OSError) -> None:
         """The application's connection is gone: reset the stream, so that the other end sees it."""
         log.debug("stream %d: application connection lost: %s", self.stream.stream_id, error)
-        self.stream.reset(ResetCode.CANCELLED)
-        self.abort()
+        self.cancel()
 
     def _close(self) -> None:
         self._loop.unwatch(self._fd)

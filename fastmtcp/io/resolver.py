@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import queue
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from fastmtcp.io.loop import Loop
 
@@ -58,15 +58,9 @@ class Resolver:
         self._loop = loop
         self._numeric: dict[tuple[str, int], Address | None] = {}
         self._questions: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[Question, list[Address] | OSError]] = (
-            queue.SimpleQueue()
-        )
         self._threads: list[threading.Thread] = []
         self._waiting = 0
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        loop.watch_level(self._wake_read, self._on_wake)
+        self._closed = False
 
     def resolve(self, host: str, port: int, answer: Answer) -> Question:
         """Call `answer` with the addresses, at least one, or the error: at once for a numeric
@@ -95,11 +89,10 @@ class Resolver:
         return question
 
     def close(self) -> None:
+        """Give no answer any more, and let the threads end."""
+        self._closed = True
         for _ in self._threads:
             self._questions.put(None)
-        self._loop.unwatch(self._wake_read)
-        os.close(self._wake_read)
-        # The write end stays open: a thread may be just about to use it.
 
     def _work(self) -> None:
         while (question := self._questions.get()) is not None:
@@ -114,21 +107,13 @@ class Resolver:
                 result = error
             except UnicodeError:
                 result = OSError(f"{question.host} is no valid name")
-            self._answers.put((question, result))
-            try:
-                os.write(self._wake_write, b"x")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
-            except OSError:
+            if not self._loop.call_threadsafe(partial(self._give, question, result)):
                 return
 
-    def _on_wake(self, _mask: int) -> None:
-        os.read(self._wake_read, 4096)
-        while not self._answers.empty():
-            question, result = self._answers.get()
-            self._waiting -= 1
-            if not question.cancelled:
-                question.answer(result)
+    def _give(self, question: Question, result: list[Address] | OSError) -> None:
+        self._waiting -= 1
+        if not (self._closed or question.cancelled):
+            question.answer(result)
 
 
 def _address(entry: tuple[socket.AddressFamily, object, object, object, object]) -> Address:

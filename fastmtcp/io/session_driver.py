@@ -87,11 +87,22 @@ class SessionDriver:
         self.progress()
         return subflow_socket
 
-    def add_relay(self, sock: socket.socket, stream: Stream, budget: int | None = None) -> Relay:
-        """Connect an application's socket with a stream; `budget` is as in Relay."""
-        relay = Relay(
-            self.loop, self.pool, sock, stream, self.progress, self.relays.discard, budget
-        )
+    def add_relay(
+        self,
+        sock: socket.socket,
+        stream: Stream,
+        budget: int | None = None,
+        on_close: Callable[[Relay], None] | None = None,
+    ) -> Relay:
+        """Connect an application's socket with a stream; `budget` is as in Relay. `on_close` is
+        called once, when the socket has been closed."""
+
+        def closed(relay: Relay) -> None:
+            self.relays.discard(relay)
+            if on_close is not None:
+                on_close(relay)
+
+        relay = Relay(self.loop, self.pool, sock, stream, self.progress, closed, budget)
         self.relays.add(relay)
         relay.update()
         return relay

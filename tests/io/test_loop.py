@@ -6,12 +6,14 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from fastmtcp.io.loop import ERR, HUP, IN, OUT, RDHUP, Loop
 
-from tests.io.net import abort, run_until, tcp_pair, turn
+from tests.io.net import WAIT, abort, run_until, tcp_pair, turn
 
 
 @pytest.fixture
@@ -252,3 +254,38 @@ def test_a_signal_does_not_end_the_loop(loop: Loop) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+
+
+class TestCallsFromOtherThreads:
+    def test_they_run_on_the_loop_in_order(self) -> None:
+        loop = Loop()
+        seen: list[tuple[int, threading.Thread]] = []
+
+        def call(number: int) -> None:
+            seen.append((number, threading.current_thread()))
+
+        def from_outside() -> None:
+            for number in range(1000):
+                assert loop.call_threadsafe(partial(call, number))
+
+        thread = threading.Thread(target=from_outside)
+        thread.start()
+        run_until(loop, lambda: len(seen) == 1000)
+        thread.join(WAIT)
+        assert seen == [(number, threading.current_thread()) for number in range(1000)]
+        loop.close()
+
+    def test_one_wakes_a_loop_that_waits(self) -> None:
+        loop = Loop()
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        loop.call_threadsafe(loop.stop)
+        thread.join(WAIT)
+        assert not thread.is_alive()
+        loop.close()
+
+    def test_a_closed_loop_says_so(self) -> None:
+        loop = Loop()
+        loop.close()
+        assert not loop.call_threadsafe(loop.stop)
+        loop.close()

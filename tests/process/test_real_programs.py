@@ -7,6 +7,7 @@ import getpass
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.io.net import WAIT, data
-from tests.process.programs import Program, Programs, eventually
+from tests.process.programs import Program, Programs, command, eventually
 
 MB = 1_000_000
 _PACKAGES = {
@@ -237,6 +238,48 @@ PermitRootLogin prohibit-password
         with privilege_separation_folder(), running(tmp_path, port, *daemon):
             yield port
 
+    def ssh(self, folder: Path) -> list[str]:
+        """The client with a key of our own and no configuration."""
+        return [
+            *(tool("ssh"), "-F", "none", "-i", str(folder / "user")),
+            *("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"),
+            *("-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={folder}/known"),
+        ]
+
+    def through_connect(self, programs: Programs, sshd: int) -> list[str]:
+        """Options of ssh: no client runs, `fastmtcp connect` is the connection."""
+        server = programs.server(sshd, "--workers", 1)
+        proxy = f"{command('fastmtcp')} connect --server 127.0.0.1:{server.port}"
+        return ["-o", f"ProxyCommand={proxy}"]
+
+    def test_connect_as_the_proxy_command(
+        self, programs: Programs, sshd: int, tmp_path: Path
+    ) -> None:
+        proxy = self.through_connect(programs, sshd)
+        content = data(10 * MB, 4)
+        result = subprocess.run(
+            [
+                *(*self.ssh(tmp_path), *proxy, f"{getpass.getuser()}@host.example"),
+                "cat; echo the end >&2; exit 7",
+            ],
+            input=content,
+            capture_output=True,
+            timeout=90,
+            check=False,
+        )
+        assert result.stderr == b"the end\n"
+        assert result.stdout == content
+        assert result.returncode == 7
+
+    def test_rsync_through_connect(self, programs: Programs, sshd: int, tmp_path: Path) -> None:
+        proxy = self.through_connect(programs, sshd)
+        (tmp_path / "from").mkdir()
+        digest = big_file(tmp_path / "from" / "big", 20 * MB)
+        shell = shlex.join([*self.ssh(tmp_path), *proxy])
+        source = f"{getpass.getuser()}@host.example:{tmp_path}/from/"
+        run(tool("rsync"), "-a", "-e", shell, source, tmp_path / "to")
+        assert sha256(tmp_path / "to" / "big") == digest
+
     @pytest.mark.parametrize("way", ["plain", "socks5", "http"])
     def test_a_command_with_much_input_and_output(
         self, programs: Programs, sshd: int, tmp_path: Path, way: str
@@ -256,11 +299,8 @@ PermitRootLogin prohibit-password
         content = data(30 * MB, 4)
         result = subprocess.run(
             [
-                *(tool("ssh"), "-F", "none", "-p", str(port), "-i", str(tmp_path / "user")),
+                *(*self.ssh(tmp_path), "-p", str(port)),
                 *proxy,
-                *("-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
-                *("-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known"),
-                *("-o", "LogLevel=ERROR"),
                 f"{getpass.getuser()}@127.0.0.1",
                 "cat; echo the end >&2; exit 7",
             ],

@@ -357,13 +357,14 @@ def test_the_groups_help_names_every_command_and_imports_none(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     # None in sys.modules makes an import of that module fail.
+    monkeypatch.setitem(sys.modules, "fastmtcp.cli.connect", None)
     monkeypatch.setitem(sys.modules, "fastmtcp.cli.demo", None)
     monkeypatch.setitem(sys.modules, "fastmtcp.cli.status", None)
     monkeypatch.setitem(sys.modules, "fastmtcp.cli.throttle", None)
     assert group.main(["--help"]) == 0
     commands = capsys.readouterr().out.partition("Commands:\n")[2]
     names = re.findall(r"^  ([a-z]+)  ", commands, re.M)
-    assert names == ["client", "demo", "init", "keygen", "status", "throttle", "version"]
+    assert names == ["client", "connect", "demo", "init", "keygen", "status", "throttle", "version"]
 
 
 @pytest.mark.parametrize("name", ["demo", "status", "throttle"])
@@ -390,7 +391,10 @@ def test_lazy_commands(monkeypatch: pytest.MonkeyPatch, capsys: Capture, name: s
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "a command is missing: client, demo, init, keygen, status, throttle, version"),
+        (
+            [],
+            "a command is missing: client, connect, demo, init, keygen, status, throttle, version",
+        ),
         (["nope"], "no such command 'nope'"),
         (["--nope"], "no such option"),
     ],

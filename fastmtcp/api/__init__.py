@@ -1,0 +1,1 @@
+"""The library: what `import fastmtcp` offers, over the same workers as the commands."""

@@ -1,0 +1,266 @@
+"""The library for asyncio: open_connection() and start_server(), like those of asyncio.
+
+Nothing here blocks the caller's event loop: the sessions live on the library's own thread, and
+what may wait (a key file, a name to bind to) is done on a thread of asyncio's executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl as ssl_module
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Literal, Self
+
+from fastmtcp.api import arguments
+from fastmtcp.api.arguments import Address, Key, Paths
+from fastmtcp.api.client import Client
+from fastmtcp.api.connection import open_ends
+from fastmtcp.api.errors import timeout_error
+from fastmtcp.api.opening import Opening
+from fastmtcp.api.pair import make_pair
+from fastmtcp.api.server import Arrived, Server
+from fastmtcp.errors import ConfigError
+from fastmtcp.status import WorkerReport
+
+log = logging.getLogger("fastmtcp.library")
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Callback = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+
+_LIMIT = 1 << 16
+
+
+async def open_connection(
+    address: Address | None = None,
+    *,
+    client: Client | None = None,
+    server: Paths | None = None,
+    connections: int | str | None = None,
+    key: Key | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    source_address: Address | None = None,
+    egress: Literal["auto", "off"] = "off",
+    express: bool = True,
+    connect_timeout: float = 10.0,
+    session_timeout: float = 120.0,
+    timeout: float | None = None,
+    limit: int = _LIMIT,
+    ssl: ssl_module.SSLContext | None = None,
+    server_hostname: str | None = None,
+) -> Streams:
+    """Connect to `address` as asyncio.open_connection() does, over many TCP connections.
+
+    Args:
+        client: the pool to use; or else `server` and the arguments of Client, for a pool that
+            is made for this stream and ends with it.
+        timeout: seconds for all of it, TLS included; None for no limit.
+        limit: of the StreamReader's buffer, in bytes.
+        ssl, server_hostname: TLS inside the stream, as for asyncio.open_connection().
+
+    Raises:
+        The errors of Client and Client.connect(). When it is cancelled or times out, nothing of
+        the connection is left.
+    """
+    if (client is None) == (server is None):
+        raise ConfigError("client and server exclude one another; give one of them")
+    try:
+        async with asyncio.timeout(timeout):
+            if client is not None:
+                sock = await _connect(client, address)
+            else:
+                assert server is not None
+                make = partial(
+                    Client,
+                    server,
+                    connections=connections,
+                    key=key,
+                    key_file=key_file,
+                    source_address=source_address,
+                    egress=egress,
+                    express=express,
+                    connect_timeout=connect_timeout,
+                    session_timeout=session_timeout,
+                )
+                # If this is cancelled the Client is dropped, and ends.
+                own = await asyncio.to_thread(make)
+                try:
+                    sock = await _connect(own, address)
+                finally:
+                    own.release()
+            try:
+                return await asyncio.open_connection(
+                    sock=sock,
+                    limit=limit,
+                    ssl=ssl,
+                    server_hostname=server_hostname or (address[0] if ssl and address else None),
+                )
+            except BaseException:
+                sock.close()
+                raise
+    except TimeoutError as error:
+        raise (error if error.errno else timeout_error()) from None
+
+
+async def _connect(client: Client, address: Address | None) -> socket.socket:
+    core = client._core
+    target = arguments.target_text(address)
+    opening = Opening(core, target)
+    core.thread.call(opening.begin)
+    try:
+        opened = await asyncio.wrap_future(opening.future)
+        sock, inner = await _make_pair()
+    except BaseException:
+        core.thread.post(opening.cancel)
+        raise
+    finally:
+        del opening
+    try:
+        await asyncio.wrap_future(core.thread.call(core.join, opened, inner, target))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _make_pair() -> tuple[socket.socket, socket.socket]:
+    made = asyncio.get_running_loop().run_in_executor(None, make_pair)
+    try:
+        return await asyncio.shield(made)
+    except asyncio.CancelledError:
+        made.add_done_callback(_close_pair)
+        raise
+
+
+def _close_pair(made: asyncio.Future[tuple[socket.socket, socket.socket]]) -> None:
+    if not made.cancelled() and made.exception() is None:
+        for sock in made.result():
+            sock.close()
+
+
+async def start_server(
+    callback: Callback,
+    listen: str | Address | Sequence[str | Address] = "127.0.0.1:7700",
+    *,
+    key: Key | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    session_timeout: float = 120.0,
+    limit: int = _LIMIT,
+    ssl: ssl_module.SSLContext | None = None,
+) -> AsyncServer:
+    """Accept streams as asyncio.start_server() does: `callback(reader, writer)` is called for
+    each, and if it is a coroutine function, runs as a task.
+
+    For the arguments and errors see Server; `limit` and `ssl` are as for asyncio.start_server().
+    """
+    make = partial(Server, listen, key=key, key_file=key_file, session_timeout=session_timeout)
+    server = await asyncio.to_thread(make)
+    return AsyncServer(server, callback, limit, ssl)
+
+
+class AsyncServer:
+    """What start_server() gives; like asyncio.Server."""
+
+    def __init__(
+        self,
+        server: Server,
+        callback: Callback,
+        limit: int,
+        ssl: ssl_module.SSLContext | None,
+    ) -> None:
+        self._server = server
+        self._callback = callback
+        self._limit = limit
+        self._ssl = ssl
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        core = server._core
+        core.thread.call(setattr, core, "on_stream", self._on_stream)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, as `(host, port)`."""
+        return self._server.addresses
+
+    def is_serving(self) -> bool:
+        return not self._closing
+
+    async def status(self) -> WorkerReport:
+        """What it is doing, see Client.status()."""
+        return await asyncio.to_thread(self._server.status)
+
+    def close(self) -> None:
+        """Accept nothing more. Open connections go on."""
+        self._closing = True
+        self._server.release()
+
+    def abort_clients(self) -> None:
+        """Accept nothing more, and reset the connections that are still open."""
+        self._closing = True
+        core = self._server._core
+        still_open = list(open_ends(core.connections).values())
+        core.thread.post(partial(core.shut, still_open))
+
+    async def wait_closed(self) -> None:
+        """Wait until close() was called and the last connection has ended."""
+        core = self._server._core
+        await asyncio.shield(asyncio.wrap_future(core.closed))
+        await asyncio.to_thread(core.thread.join_if_ending)
+
+    async def serve_forever(self) -> None:
+        """Serve until it is cancelled or closed; then it is closed."""
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._server._core.closed))
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        await self.wait_closed()
+
+    def _on_stream(self, arrived: Arrived) -> None:
+        """On the library's loop."""
+        try:
+            self._loop.call_soon_threadsafe(self._on_arrived, arrived)
+        except RuntimeError:
+            self._server._core.refuse(arrived)  # the event loop is closed
+
+    def _on_arrived(self, arrived: Arrived) -> None:
+        task = self._loop.create_task(self._serve(arrived))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, arrived: Arrived) -> None:
+        core = self._server._core
+        try:
+            sock, inner = await _make_pair()
+        except BaseException:
+            core.thread.post(partial(core.refuse, arrived))
+            raise
+        try:
+            await asyncio.wrap_future(core.thread.call(core.join, arrived, inner))
+            reader = asyncio.StreamReader(limit=self._limit, loop=self._loop)
+            protocol = asyncio.StreamReaderProtocol(reader, self._callback, loop=self._loop)
+            sock.setblocking(False)
+            await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._ssl)
+        except (OSError, ssl_module.SSLError) as error:
+            with contextlib.suppress(OSError):
+                sock.close()
+            log.info("stream from %s ended before it was served: %s", arrived[0].peer, error)
+        except BaseException:
+            sock.close()
+            raise

@@ -1,0 +1,168 @@
+"""The arguments of the library, read and checked like the options of the commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from fastmtcp import credentials, settings
+from fastmtcp.config import ClientConfig, Config, ServerConfig
+from fastmtcp.credentials import Credentials
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.errors import ConfigError
+from fastmtcp.identity import KEY_SIZE, UNNAMED, Identity, unnamed
+from fastmtcp.path import PathSpec
+
+Address = tuple[str, int]
+Paths = str | PathSpec | Address | Sequence[str | PathSpec | Address]
+"""Servers: HOST:PORT with the options of a path behind it, (host, port), or several of these."""
+Key = bytes | str
+C = TypeVar("C", bound=Config)
+
+_KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}")
+_GIVEN = "given"
+"""Stands for the name of a key file where the key itself is given."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Checked arguments. The key is not part of what is shown."""
+
+    config: Any
+    credentials: Any
+    """Of a client its Credentials, of a server the Clients that may connect."""
+
+    def __repr__(self) -> str:
+        return f"Ready({self.config!r})"
+
+
+def client(
+    server: Paths,
+    key: Key | None,
+    key_file: str | os.PathLike[str] | None,
+    source_address: Address | None,
+    **values: object,
+) -> Ready:
+    """Check the arguments of a Client. Reads the key file.
+
+    Raises:
+        ConfigError: one line that names the argument and the remedy.
+    """
+    paths = [_path(one) for one in _list(server)]
+    if not paths:
+        raise ConfigError("server: names no server; give at least one HOST:PORT")
+    if source_address is not None:
+        paths = [_from(path, source_address) for path in paths]
+    config, own = _ready(ClientConfig, key, key_file, {"server": paths, **values})
+    if own is not None:
+        return Ready(config, Credentials(Identity.from_key(UNNAMED, own)))
+    # What is in the environment is for the commands.
+    return Ready(*credentials.of_client(config, {}))
+
+
+def server(
+    listen: str | Address | Sequence[str | Address],
+    key: Key | None,
+    key_file: str | os.PathLike[str] | None,
+    target: str | Address | None,
+    **values: object,
+) -> Ready:
+    """Check the arguments of a Server. Reads the key file.
+
+    Raises:
+        ConfigError: one line that names the argument and the remedy.
+    """
+    values["listen"] = [_endpoint("listen", one) for one in _list(listen)]
+    if target is not None:
+        values["target"] = _endpoint("target", target)
+    config, own = _ready(ServerConfig, key, key_file, values)
+    return Ready(config, unnamed(own) if own is not None else credentials.read_clients(config))
+
+
+def target_text(address: Address | None) -> str:
+    """What a stream is to name as its target; empty for the server's own.
+
+    Raises:
+        ConfigError: it is no host and port to connect to.
+    """
+    if address is None:
+        return ""
+    if isinstance(address, str):
+        raise ConfigError("address: must be (host, port)")
+    endpoint = _endpoint("address", address)
+    if endpoint.port == 0 or endpoint.is_wildcard:
+        raise ConfigError(f"address: {endpoint} is for listening only; name a host and a port")
+    return str(endpoint)
+
+
+def _ready(
+    config_type: type[C],
+    key: Key | None,
+    key_file: str | os.PathLike[str] | None,
+    values: dict[str, Any],
+) -> tuple[C, bytes | None]:
+    if key is not None and key_file is not None:
+        raise ConfigError("key and key_file exclude one another; give one of them")
+    values["key_file"] = _GIVEN if key is not None else key_file and os.fspath(key_file)
+    config = settings.load(config_type, None, values, named=str)
+    return config, _key(key) if key is not None else None
+
+
+def _key(key: Key) -> bytes:
+    if isinstance(key, bytes | bytearray) and len(key) == KEY_SIZE:
+        return bytes(key)
+    if isinstance(key, str) and _KEY_TEXT.fullmatch(key):
+        return bytes.fromhex(key)
+    raise ConfigError(f"key: must be {KEY_SIZE} bytes or 64 hexadecimal digits")
+
+
+def _list(value: Any) -> list[Any]:
+    if isinstance(value, str | PathSpec) or _is_address(value):
+        return [value]
+    return list(value)
+
+
+def _is_address(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) >= 2 and isinstance(value[1], int)
+
+
+def _endpoint(name: str, value: object) -> Endpoint:
+    try:
+        if isinstance(value, str):
+            return Endpoint.parse(value)
+        match value:
+            case (str(host), int(port), *_):
+                return Endpoint.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    raise ConfigError(f"{name}: must be (host, port)")
+
+
+def _path(value: object) -> PathSpec:
+    if isinstance(value, PathSpec):
+        return value
+    if isinstance(value, str):
+        try:
+            return PathSpec.parse(value)
+        except ConfigError as error:
+            raise ConfigError(f"server: {error}") from None
+    return PathSpec(_endpoint("server", value))
+
+
+def _from(path: PathSpec, source: Address) -> PathSpec:
+    host, port = source[:2]
+    if port:
+        raise ConfigError(
+            "source_address: the connections of a path cannot share a port; give port 0"
+        )
+    if path.bind is not None or not host:
+        return path
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        raise ConfigError("source_address: must be an IP address of this machine") from None
+    return msgspec.structs.replace(path, bind=host)

@@ -1,0 +1,327 @@
+"""Connections from Python: Client, and create_connection(), which makes one for itself."""
+
+from __future__ import annotations
+
+import os
+import socket
+import weakref
+from collections.abc import Collection
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Literal, Self
+
+from fastmtcp.api import arguments
+from fastmtcp.api.arguments import Address, Key, Paths
+from fastmtcp.api.connection import Connection, Names
+from fastmtcp.api.core import Core
+from fastmtcp.api.errors import closed_error, timeout_error
+from fastmtcp.api.opening import Opened, Opening
+from fastmtcp.api.pair import make_pair
+from fastmtcp.client import ClientWorker
+from fastmtcp.config import ClientConfig
+from fastmtcp.credentials import Credentials
+from fastmtcp.engine.errors import LocalError
+from fastmtcp.status import WorkerReport
+
+
+class _GlobalDefault(float):
+    """Stands for socket.getdefaulttimeout() at the time of the call."""
+
+    def __repr__(self) -> str:
+        return "socket.getdefaulttimeout()"
+
+
+GLOBAL_DEFAULT = _GlobalDefault()
+
+
+def resolve_timeout(timeout: float | None) -> float | None:
+    """Seconds, or None for no limit. Raises ValueError for a negative one."""
+    if timeout is GLOBAL_DEFAULT:
+        return socket.getdefaulttimeout()
+    if timeout is not None and timeout < 0:
+        raise ValueError("timeout: must not be negative")
+    return timeout
+
+
+class ClientCore(Core):
+    """The Client on the loop."""
+
+    worker: ClientWorker
+
+    def __init__(self, ready: arguments.Ready) -> None:
+        super().__init__(ready.config.drain_timeout)
+        self.config: ClientConfig = ready.config
+        self.openings: set[Opening] = set()
+        self.trouble = ""
+        self._credentials = ready.credentials
+
+    def start(self) -> None:
+        """Make the worker, which begins to connect. On the loop."""
+        self.worker = ClientWorker(
+            self.thread.loop, self.config, self._credentials, [], self._on_pool
+        )
+        self.sample_rates()
+
+    def join(self, opened: Opened, inner: socket.socket, target: str) -> Connection:
+        """Make `inner` the application's end of a stream."""
+        session, stream = opened
+        connection = self.connect(session, stream, inner, target)
+        connection.relay = self.worker.join(
+            session, stream, inner, on_close=partial(self.gone, connection)
+        )
+        return connection
+
+    def open_and_join(self, inner: socket.socket, target: str) -> Connection:
+        """Open a stream without waiting for anything."""
+        try:
+            if self.closing:
+                raise closed_error("Client")
+            return self.join(self.worker.open(target), inner, target)
+        except LocalError as error:
+            inner.close()
+            raise ConnectionAbortedError(str(error)) from None
+        except BaseException:
+            inner.close()
+            raise
+
+    def shut(self, still_open: Collection[Names]) -> None:
+        self.closing = True
+        for opening in list(self.openings):
+            opening.shut()
+        super().shut(still_open)
+
+    def crashed(self) -> None:
+        for opening in list(self.openings):
+            opening.shut()
+        super().crashed()
+
+    def _on_pool(self, _up: int, _wanted: int, trouble: str) -> None:
+        self.trouble = trouble
+        for opening in list(self.openings):
+            opening.check_server()
+
+
+class Client:
+    """A pool of connections to a server, for many streams. Safe to use from any thread.
+
+    It begins to connect at once and keeps its connections up, like fastmtcp-client. connect()
+    gives a socket for each stream.
+
+    Args:
+        server: `HOST:PORT[,OPTION...]` as for `fastmtcp-client --server`, `(host, port)`, or a
+            list of these: the paths to one server.
+        connections: TCP connections on each path that does not say how many, 1 to 64: a number,
+            or `MIN-MAX`, within which it finds the number that is worth it; None is 2-16.
+        key: the key, 32 bytes or 64 hexadecimal digits.
+        key_file: a file with the key, as `fastmtcp keygen` makes it. Without a key the server
+            must be one without a key too.
+        source_address: `(address, 0)`: the local IP address of all paths without `bind=`.
+        egress: `auto` makes one path of each local address, see `fastmtcp-client --egress`.
+        express: one more connection, for small streams beside bulk.
+        connect_timeout: seconds that the server may take to accept a connection, 0.1 to 600.
+        session_timeout: seconds that streams wait while no connection to the server is up.
+        drain_timeout: seconds without any progress after which close() gives up what is on its
+            way.
+
+    Raises:
+        ConfigError: an argument is wrong; one line that names it. A ValueError.
+    """
+
+    def __init__(
+        self,
+        server: Paths,
+        *,
+        connections: int | str | None = None,
+        key: Key | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+        source_address: Address | None = None,
+        egress: Literal["auto", "off"] = "off",
+        express: bool = True,
+        connect_timeout: float = 10.0,
+        session_timeout: float = 120.0,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        ready = arguments.client(
+            server,
+            key,
+            key_file,
+            source_address,
+            connections=connections,
+            egress=egress,
+            express=express,
+            connect_timeout=connect_timeout,
+            session_timeout=session_timeout,
+            drain_timeout=drain_timeout,
+        )
+        self._start(ready)
+
+    @classmethod
+    def from_config(cls, config: ClientConfig, credentials: Credentials) -> Self:
+        """A Client with the settings of fastmtcp-client; those of its listening side are not
+        used."""
+        self = cls.__new__(cls)
+        self._start(arguments.Ready(config, credentials))
+        return self
+
+    def _start(self, ready: arguments.Ready) -> None:
+        self._core = core = ClientCore(ready)
+        try:
+            core.thread.call(core.start).result()
+        except BaseException:
+            core.thread.leave(core)
+            raise
+        # Who drops it without close() still gets his open sockets served to their end.
+        self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
+        self._finalizer.atexit = False
+
+    def connect(
+        self,
+        address: Address | None = None,
+        timeout: float | None = GLOBAL_DEFAULT,
+        *,
+        wait: bool = True,
+    ) -> socket.socket:
+        """A connected socket whose bytes travel over all connections of the pool.
+
+        It is one end of a TCP connection within this machine, and everything takes it that takes
+        a TCP socket. Its end, half-close and reset are passed on as they are. getsockname() and
+        getpeername() are those of that inner connection; fastmtcp.info() tells of the outer ones.
+
+        Args:
+            address: the target, as `(host, port)`, if the server lets clients choose; None for
+                the server's own target.
+            timeout: seconds for all of it, and then the socket's own timeout, as with
+                socket.create_connection(); None for no limit.
+            wait: wait until the target has accepted the connection. If false, return at once:
+                the first bytes then travel with the opening, one round trip sooner, and a target
+                that refuses shows as a reset of the socket.
+
+        Raises:
+            ConnectionRefusedError: the target or the server refused the connection.
+            PermissionError: the server does not let clients choose this target.
+            TimeoutError: not connected within `timeout`.
+            HandshakeError: the server has another key, or is none.
+            OSError: another reason, as its errno and text say; EBADF after close().
+            ConfigError: `address` is no host and port.
+        """
+        sock, _ = self._connect(address, timeout, wait=wait)
+        return sock
+
+    def _connect(
+        self, address: Address | None, timeout: float | None, *, wait: bool
+    ) -> tuple[socket.socket, Connection]:
+        """As connect(), with what belongs to the socket."""
+        seconds = resolve_timeout(timeout)
+        target = arguments.target_text(address)
+        core = self._core
+        core.thread.check_process()
+        if not wait:
+            sock, inner = make_pair()
+            try:
+                connection = core.thread.call(core.open_and_join, inner, target).result()
+            except BaseException:
+                sock.close()
+                raise
+        else:
+            opening = Opening(core, target)
+            core.thread.call(opening.begin)
+            try:
+                opened = _result(opening.future, seconds, core)
+                sock, inner = make_pair()
+            except BaseException:
+                core.thread.post(opening.cancel)
+                raise
+            finally:
+                # Else the error, its traceback and the future would hold one another, and us.
+                del opening
+            connection = core.thread.call(core.join, opened, inner, target).result()
+        sock.settimeout(seconds)
+        return sock, connection
+
+    def status(self) -> WorkerReport:
+        """What the pool is doing: sessions, paths, subflows, streams, rates, counters; the same
+        as `fastmtcp status --json` shows of a worker.
+
+        Raises:
+            OSError: after close().
+        """
+        if self._core.closing:
+            raise closed_error("Client")
+        return self._core.thread.call(self._core.report).result()
+
+    def release(self) -> None:
+        """Open nothing more, and end with the last stream. Waits for nothing. The same happens to
+        a Client that is dropped."""
+        self._finalizer()
+
+    def close(self) -> None:
+        """End the pool. Waits until what was sent on sockets that are closed by now is delivered;
+        those that are still open are reset. May be called more than once."""
+        self._core.close()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        paths = ", ".join(map(str, self._core.config.server or ()))
+        return f"<fastmtcp.Client to {paths}{' closed' if self._core.closed.done() else ''}>"
+
+
+def _result(future: Future[Opened], timeout: float | None, core: ClientCore) -> Opened:
+    try:
+        return future.result(timeout)
+    except TimeoutError as error:
+        if future.done() and not future.cancelled() and future.exception() is error:
+            raise
+        raise timeout_error(core.trouble) from None
+    finally:
+        del future
+
+
+def create_connection(
+    address: Address | None,
+    timeout: float | None = GLOBAL_DEFAULT,
+    source_address: Address | None = None,
+    *,
+    server: Paths,
+    connections: int | str | None = None,
+    key: Key | None = None,
+    key_file: str | os.PathLike[str] | None = None,
+    egress: Literal["auto", "off"] = "off",
+    express: bool = True,
+    connect_timeout: float = 10.0,
+    session_timeout: float = 120.0,
+    drain_timeout: float = 30.0,
+    wait: bool = True,
+) -> socket.socket:
+    """Connect to `address` over many TCP connections to `server`, as socket.create_connection().
+
+    The connections are made for this one stream and end with it; a Client keeps them for many.
+    For arguments and errors see Client and Client.connect().
+    """
+    client = Client(
+        server,
+        connections=connections,
+        key=key,
+        key_file=key_file,
+        source_address=source_address,
+        egress=egress,
+        express=express,
+        connect_timeout=connect_timeout,
+        session_timeout=session_timeout,
+        drain_timeout=drain_timeout,
+    )
+    try:
+        return client.connect(address, timeout, wait=wait)
+    finally:
+        client.release()

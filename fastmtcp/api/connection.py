@@ -1,0 +1,78 @@
+"""A stream whose application is the user of the library: his socket and what is behind it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Container
+from typing import Protocol
+
+from fastmtcp.engine.stream import Stream
+from fastmtcp.io.relay import Relay
+from fastmtcp.io.session_driver import SessionDriver
+from fastmtcp.rates import Rates
+from fastmtcp.status import Observed
+
+Names = tuple[object, object]
+"""getsockname() and getpeername() of the user's socket: it may be wrapped, copied or passed on to
+another process, and keeps them."""
+
+
+def open_ends(wanted: Container[Names]) -> dict[int, Names]:
+    """The descriptors of this process that are one of the `wanted`, whoever holds them.
+
+    TCP cannot tell the other end whether a socket was closed while its last bytes still wait in
+    its buffer, and the object we gave away may have been wrapped, copied or detached.
+    """
+    found: dict[int, Names] = {}
+    for name in os.listdir("/dev/fd"):
+        fd = int(name)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:  # no socket, or closed by another thread
+            continue
+        try:
+            names = (sock.getsockname(), sock.getpeername())
+        except OSError:
+            continue
+        finally:
+            sock.detach()
+        if names in wanted:
+            found[fd] = names
+    return found
+
+
+class Driven(Observed, Protocol):
+    """A session on the loop."""
+
+    @property
+    def driver(self) -> SessionDriver: ...
+
+
+class Connection:
+    """Joins a socket of the user with a stream. Made on the loop."""
+
+    __slots__ = ("is_client", "names", "rates", "relay", "session", "stream", "target")
+
+    def __init__(
+        self,
+        session: Driven,
+        stream: Stream,
+        inner: socket.socket,
+        rates: Rates,
+        *,
+        is_client: bool,
+        target: str,
+    ) -> None:
+        self.session = session
+        self.stream = stream
+        self.rates = rates
+        self.is_client = is_client
+        self.relay: Relay | None = None
+        self.target = target
+        self.names: Names = (inner.getpeername(), inner.getsockname())
+
+    @property
+    def is_complete(self) -> bool:
+        """True if both directions have ended well."""
+        return self.stream.reset_code is None and self.stream.finished

@@ -1,0 +1,179 @@
+"""What a Client and a Server have in common on the loop: a worker, its connections, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Protocol
+
+from fastmtcp.api.connection import Connection, Driven, Names, open_ends
+from fastmtcp.api.thread import LoopThread, join_loop
+from fastmtcp.engine.stream import Stream
+from fastmtcp.io.relay import Relay
+from fastmtcp.io.session_driver import SessionDriver
+from fastmtcp.rates import SAMPLE_EVERY, Rates
+from fastmtcp.report import build
+from fastmtcp.status import Observable, WorkerReport
+
+log = logging.getLogger("fastmtcp.library")
+
+_LOOK_EVERY = 0.02
+_GRACE = 0.5
+"""Seconds that the other side has to end the streams too, when all is delivered: mostly it does,
+and then all ends in order. After that close() does not wait for it."""
+
+
+class Worker(Observable, Protocol):
+    """A fastmtcp.client.ClientWorker or fastmtcp.server.ServerWorker."""
+
+    @property
+    def drivers(self) -> Sequence[SessionDriver]: ...
+
+    def drain(self, timeout: float | None, done: Callable[[], None]) -> None: ...
+
+
+class Core:
+    """Lives on the loop. Clients and Servers refer to it, and it does not refer to them: when
+    they are dropped it can end."""
+
+    worker: Worker
+    """Set by the subclass, on the loop."""
+
+    def __init__(self, drain_timeout: float) -> None:
+        self.closed: Future[None] = Future()
+        self.delivered: Future[None] = Future()
+        """Done when the other side holds all that was sent, or it is given up."""
+        self.closing = False
+        self.rates = Rates()
+        self._drain_timeout = drain_timeout
+        self.connections: dict[Names, Connection] = {}
+        self._mark: object = None
+        self._give_up_at = 0.0
+        self._complete_since = 0.0
+        self.thread: LoopThread = join_loop(self)
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def connect(
+        self, session: Driven, stream: Stream, inner: socket.socket, target: str
+    ) -> Connection:
+        """Note a connection, before its relay is made; forget it with gone()."""
+        connection = Connection(
+            session,
+            stream,
+            inner,
+            self.rates,
+            is_client=self.worker.is_client,
+            target=target,
+        )
+        self.connections[connection.names] = connection
+        return connection
+
+    def gone(self, connection: Connection, _relay: Relay) -> None:
+        self.connections.pop(connection.names, None)
+
+    def report(self) -> WorkerReport:
+        """All of it at once: here nobody has so many sessions that it must be done in slices."""
+        steps = build(self.worker, self.rates, self.thread.loop.clock)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                report: WorkerReport = end.value
+                return report
+
+    def sample_rates(self) -> None:
+        """Measure the rates of the subflows from now on."""
+        if self.closed.done():
+            return
+        subflows = [s for d in self.worker.drivers for s in d.session.subflows.values()]
+        loop = self.thread.loop
+        self.rates.sample(subflows, loop.now)
+        loop.call_later(SAMPLE_EVERY, self.sample_rates)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def orphan(self) -> None:
+        """Its owner is gone: end with the last stream."""
+        if not self.closing:
+            self.closing = True
+            self.worker.drain(None, self._ended)
+
+    def close(self) -> None:
+        """End, and wait until what the user has sent and closed is delivered. His sockets that
+        are still open are reset. From any thread but the loop's."""
+        self.thread.check_process()
+        if not self.closed.done():
+            still_open = list(open_ends(self.connections).values())
+            self.thread.post(partial(self.shut, still_open))
+            self.delivered.result()
+        self.thread.join_if_ending()
+
+    def shut(self, still_open: Collection[Names]) -> None:
+        """Reset the connections `still_open`, and end with the last stream, or when nothing has
+        moved for the drain timeout."""
+        self.closing = True
+        for names in still_open:
+            connection = self.connections.get(names)
+            if connection is not None and connection.relay is not None:
+                connection.relay.cancel()
+                connection.session.driver.progress()
+        self.worker.drain(None, self._ended)
+        self._complete_since = self.thread.loop.now
+        self._give_up_at = self.thread.loop.now + self._drain_timeout
+        self._look()
+
+    def crashed(self) -> None:
+        """A fault on the loop: reset everything, and close all that is open."""
+        self.closing = True
+        self.worker.drain(0, self._ended)
+
+    def abandon(self) -> None:
+        """The process exits: leave without a word. The server holds what was delivered to it, and
+        passes it on; a farewell would reset streams of which the target has not read all."""
+        for driver in self.worker.drivers:
+            for relay in list(driver.relays):
+                with contextlib.suppress(Exception):
+                    relay.abort()
+            for subflow in list(driver.session.subflows.values()):
+                with contextlib.suppress(Exception):
+                    subflow.user.close(reset=True)
+        self._set_ended()
+
+    def _look(self) -> None:
+        """See whether all is delivered; give up when nothing has moved for the drain timeout."""
+        if self.closed.done():
+            return
+        loop = self.thread.loop
+        streams = [s for driver in self.worker.drivers for s in driver.session.streams.values()]
+        if not all(stream.send.complete for stream in streams):
+            self._complete_since = loop.now
+        elif loop.now - self._complete_since >= _GRACE and not self.delivered.done():
+            self.delivered.set_result(None)
+        mark = [(s.stream_id, s.send.acked, s.send.limit, s.receive.window.taken) for s in streams]
+        if mark != self._mark:
+            self._mark = mark
+            self._give_up_at = loop.now + self._drain_timeout
+        elif loop.now >= self._give_up_at:
+            self.worker.drain(0, self._ended)
+        loop.call_later(_LOOK_EVERY, self._look)
+
+    def _ended(self) -> None:
+        # The loop must have done with it before it stops.
+        self.thread.loop.call_soon(self._leave)
+
+    def _leave(self) -> None:
+        for driver in self.worker.drivers:
+            for relay in list(driver.relays):
+                relay.abort()
+        self.thread.leave(self)
+        self._set_ended()
+
+    def _set_ended(self) -> None:
+        for future in (self.delivered, self.closed):
+            if not future.done():
+                future.set_result(None)

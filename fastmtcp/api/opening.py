@@ -1,0 +1,132 @@
+"""A stream of a Client, until the server has connected it to its target."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from fastmtcp.api.errors import closed_error, reset_error, server_error
+from fastmtcp.client_session import ClientSession
+from fastmtcp.engine.errors import LocalError, ResetCode
+from fastmtcp.engine.stream import Stream
+
+if TYPE_CHECKING:
+    from fastmtcp.api.client import ClientCore
+
+Opened = tuple[ClientSession, Stream]
+
+_ATTEMPTS = 3
+_AGAIN = 0.15
+"""Seconds until a session that has ended is replaced, and a little more."""
+
+
+class Opening:
+    """Opens a stream and sets `future` when it is connected, or fails. All on the loop."""
+
+    def __init__(self, core: ClientCore, target: str) -> None:
+        self.future: Future[Opened] = Future()
+        self._core = core
+        self._target = target
+        self._attempts = 0
+        self._session: ClientSession | None = None
+        self._stream: Stream | None = None
+
+    def begin(self) -> None:
+        if self.future.done():
+            return
+        if self._core.closing:
+            self._fail(closed_error("Client"))
+            return
+        self._core.openings.add(self)
+        self._attempts += 1
+        try:
+            self._session, stream = self._core.worker.open(self._target)
+        except LocalError as error:
+            self._stream = None
+            if self._session_is_over():
+                self._again()
+            else:
+                self._fail(_too_many(error))
+            return
+        self._stream = stream
+        stream.user = self
+        stream.announce()
+        self._session.driver.progress()
+        self.check_server()
+
+    def update(self) -> None:
+        """The stream was touched."""
+        stream = self._stream
+        if stream is None or self.future.done():
+            return
+        if stream.reset_code is not None:
+            self._on_reset(stream, stream.reset_code)
+        elif stream.connected:
+            assert self._session is not None
+            self._core.openings.discard(self)
+            self.future.set_result((self._session, stream))
+
+    def check_server(self) -> None:
+        """Fail if there is no server to open the stream at: at once while there has been none at
+        all, later only after the connect timeout, as a line may be down for a moment."""
+        session = self._session
+        if session is None or self.future.done():
+            return
+        error = session.pool.failure
+        if error is None:
+            return
+        down = self._core.thread.loop.now - (session.down_since or 0.0)
+        if not session.session_id or down > self._core.config.connect_timeout:
+            self._give_up(server_error(error, session.peer))
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self._core.openings.discard(self)
+        self.future.cancel()
+        if self._stream is not None:
+            self._stream.reset(ResetCode.CANCELLED)
+            assert self._session is not None
+            self._session.driver.progress()
+
+    def shut(self) -> None:
+        """The Client is closed."""
+        self._give_up(closed_error("Client"))
+
+    def _on_reset(self, stream: Stream, code: ResetCode) -> None:
+        # The server was started anew, and has never seen this stream, or nothing of it is left.
+        if code is ResetCode.SESSION_LOST and stream.send.acked < 0 and self._attempts < _ATTEMPTS:
+            self._again()
+            return
+        assert self._session is not None
+        failure = self._session.pool.failure
+        if stream.send.next < 0 and failure is not None:
+            self._fail(server_error(failure, self._session.peer))
+        else:
+            self._fail(reset_error(code))
+
+    def _session_is_over(self) -> bool:
+        session = self._core.worker.sessions
+        return not session and self._attempts < _ATTEMPTS
+
+    def _again(self) -> None:
+        self._stream = None
+        self._core.thread.loop.call_later(_AGAIN, self.begin)
+
+    def _give_up(self, error: OSError) -> None:
+        stream, self._stream = self._stream, None
+        self._fail(error)
+        if stream is not None:
+            stream.reset(ResetCode.CANCELLED)
+            assert self._session is not None
+            self._session.driver.progress()
+
+    def _fail(self, error: OSError) -> None:
+        self._core.openings.discard(self)
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _too_many(error: LocalError) -> OSError:
+    failure = reset_error(ResetCode.OVERLOADED)
+    failure.strerror = str(error)
+    return failure

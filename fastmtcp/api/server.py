@@ -1,0 +1,364 @@
+"""Streams into Python: a Server in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Self
+
+from fastmtcp.api import arguments
+from fastmtcp.api.arguments import Address, Key
+from fastmtcp.api.client import resolve_timeout
+from fastmtcp.api.connection import Connection, Names
+from fastmtcp.api.core import Core
+from fastmtcp.api.errors import closed_error, timeout_error
+from fastmtcp.api.pair import make_pair
+from fastmtcp.config import ServerConfig
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.stream import Stream
+from fastmtcp.errors import ConfigError
+from fastmtcp.io.listener import addresses, bind
+from fastmtcp.io.tcp import tune
+from fastmtcp.server import ServerSession, ServerWorker
+from fastmtcp.status import WorkerReport
+
+log = logging.getLogger("fastmtcp.library")
+
+Arrived = tuple[ServerSession, Stream]
+Handler = Callable[[socket.socket, Address], object]
+
+
+class _NoOtherWorker:
+    """This process is the only worker, so every session is its own."""
+
+    def knows(self, owner: int) -> bool:
+        return False
+
+    def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
+        return False
+
+
+class _Waiting:
+    """A stream that nobody has accepted yet."""
+
+    def __init__(self, core: ServerCore, arrived: Arrived) -> None:
+        self._core = core
+        self.arrived = arrived
+
+    def update(self) -> None:
+        """The stream was touched: all that matters now is its end."""
+        if self.arrived[1].reset_code is not None:
+            with contextlib.suppress(ValueError):
+                self._core.backlog.remove(self)
+            self._core.admit()
+
+
+class ServerCore(Core):
+    """The Server on the loop."""
+
+    worker: ServerWorker
+
+    def __init__(
+        self, ready: arguments.Ready, sockets: list[socket.socket], limit: int, forwards: bool
+    ) -> None:
+        super().__init__(ready.config.drain_timeout)
+        self.config: ServerConfig = ready.config
+        self.forwards = forwards
+        self.backlog: deque[_Waiting] = deque()
+        self.on_stream: Callable[[Arrived], None] | None = None
+        """Takes the streams instead of accept()."""
+        self._waiters: deque[Future[Arrived]] = deque()
+        self._limit = limit
+        self._clients = ready.credentials
+        self._sockets = sockets
+
+    def start(self) -> None:
+        """Make the worker, which begins to accept. On the loop."""
+        self.worker = ServerWorker(
+            self.thread.loop,
+            self.config,
+            self._clients,
+            0,
+            self._sockets,
+            _NoOtherWorker(),
+            on_stream=None if self.forwards else self._on_stream,
+        )
+        self.sample_rates()
+
+    def next(self, future: Future[Arrived]) -> None:
+        """Set `future` to the next stream that nobody has accepted."""
+        if self.closing:
+            if not future.done():
+                future.set_exception(closed_error("Server"))
+            return
+        self._waiters.append(future)
+        self._serve()
+        self.admit()
+        for driver in self.worker.drivers:
+            driver.progress()
+
+    def join(self, arrived: Arrived, inner: socket.socket) -> Connection:
+        """Make `inner` the target's end of a stream."""
+        session, stream = arrived
+        connection = self.connect(session, stream, inner, stream.target)
+        tune(inner)
+        stream.confirm()
+        connection.relay = session.driver.add_relay(
+            inner, stream, on_close=partial(self.gone, connection)
+        )
+        session.driver.progress()
+        return connection
+
+    def refuse(self, arrived: Arrived) -> None:
+        """Nobody takes this stream."""
+        session, stream = arrived
+        stream.reset(ResetCode.OVERLOADED)
+        session.driver.progress()
+
+    def shut(self, still_open: Collection[Names]) -> None:
+        self.closing = True
+        self._end_waiting()
+        super().shut(still_open)
+
+    def orphan(self) -> None:
+        """Its owner is gone: nobody can accept any more."""
+        if not self.forwards:
+            self._refuse_all()
+        super().orphan()
+
+    def crashed(self) -> None:
+        self._end_waiting()
+        super().crashed()
+
+    def _on_stream(self, session: ServerSession, stream: Stream) -> None:
+        arrived = (session, stream)
+        if self.on_stream is not None:
+            stream.confirm()
+            self.on_stream(arrived)
+            return
+        stream.user = waiting = _Waiting(self, arrived)
+        self.backlog.append(waiting)
+        self._serve()
+        self.admit()
+
+    def admit(self) -> None:
+        """As with a listening socket, the first ones are connected before accept() is called, and
+        those behind wait."""
+        for waiting in islice(self.backlog, self._limit):
+            waiting.arrived[1].confirm()
+
+    def _serve(self) -> None:
+        while self.backlog and self._waiters:
+            future = self._waiters.popleft()
+            # A cancelled one has timed out.
+            if future.set_running_or_notify_cancel():
+                future.set_result(self.backlog.popleft().arrived)
+
+    def _refuse_all(self) -> None:
+        while self.backlog:
+            self.refuse(self.backlog.popleft().arrived)
+
+    def _end_waiting(self) -> None:
+        self._refuse_all()
+        while self._waiters:
+            future = self._waiters.popleft()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(closed_error("Server"))
+
+
+def bind_all(endpoints: Sequence[Endpoint]) -> list[socket.socket]:
+    """Bound sockets for `endpoints`. Looks names up, which blocks.
+
+    Raises:
+        OSError: as bind(2), with the address in its text.
+        StartError: the name is unknown.
+    """
+    bound: list[socket.socket] = []
+    try:
+        for endpoint in endpoints:
+            for address in addresses(endpoint):
+                bound.append(bind(address, shared=False))
+    except BaseException:
+        for sock in bound:
+            sock.close()
+        raise
+    return bound
+
+
+class Server:
+    """Accepts clients in this process. Safe to use from any thread.
+
+    Without `target` and `allow` each stream becomes a socket, which accept(), iteration or
+    serve_forever() gives, whatever target it names; with one of them they are forwarded, as
+    fastmtcp-server does.
+
+    Args:
+        listen: `HOST:PORT` or `(host, port)`, or a list of these. Port 0 lets the kernel choose;
+            `addresses` then says which. Anything but loopback needs a key.
+        key, key_file: as for Client.
+        target: where to forward streams to.
+        allow: targets that clients may choose besides, as for `fastmtcp-server --allow`.
+        backlog: streams that are connected before accept() takes them, 1 or more; further ones
+            wait.
+        connect_timeout: seconds that the target may take to accept a connection.
+        session_timeout, drain_timeout: as for Client.
+
+    Raises:
+        ConfigError: an argument is wrong; one line that names it. A ValueError.
+        OSError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        listen: str | Address | Sequence[str | Address] = "127.0.0.1:7700",
+        *,
+        key: Key | None = None,
+        key_file: str | os.PathLike[str] | None = None,
+        target: str | Address | None = None,
+        allow: str | Sequence[str] = (),
+        backlog: int = 128,
+        connect_timeout: float = 10.0,
+        session_timeout: float = 120.0,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        ready = arguments.server(
+            listen,
+            key,
+            key_file,
+            target,
+            allow=[allow] if isinstance(allow, str) else list(allow),
+            connect_timeout=connect_timeout,
+            session_timeout=session_timeout,
+            drain_timeout=drain_timeout,
+        )
+        if backlog < 1:
+            raise ConfigError("backlog: must be 1 or more")
+        sockets = bind_all(ready.config.listen)
+        self.addresses: list[Address] = [sock.getsockname()[:2] for sock in sockets]
+        """Where it listens, as `(host, port)`."""
+        self._core = core = ServerCore(ready, sockets, backlog, target is not None or bool(allow))
+        try:
+            core.thread.call(core.start).result()
+        except BaseException:
+            core.thread.leave(core)
+            for sock in sockets:
+                sock.close()
+            raise
+        self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
+        self._finalizer.atexit = False
+
+    def accept(self, timeout: float | None = None) -> tuple[socket.socket, Address]:
+        """The next stream: its socket, and the client's address as one of its connections has it.
+
+        What is said of the socket at Client.connect() holds here as well; fastmtcp.info() has the
+        target that the client named, if it did. `timeout` is in seconds, None for no limit.
+
+        Raises:
+            TimeoutError: no stream within `timeout`.
+            OSError: EBADF if the Server is closed, meanwhile or before.
+            ValueError: it forwards to a target.
+        """
+        core = self._core
+        core.thread.check_process()
+        if core.forwards:
+            raise ValueError("this Server forwards to its target; make one without for accept()")
+        seconds = resolve_timeout(timeout)
+        future: Future[Arrived] = Future()
+        core.thread.call(core.next, future)
+        try:
+            arrived = future.result(seconds)
+        except TimeoutError:
+            if future.cancel():
+                raise timeout_error() from None
+            arrived = future.result()
+        except BaseException:
+            if not future.cancel() and future.exception() is None:
+                core.thread.post(partial(core.refuse, future.result()))
+            raise
+        try:
+            sock, inner = make_pair()
+        except BaseException:
+            core.thread.post(partial(core.refuse, arrived))
+            raise
+        address = client_address(arrived)
+        core.thread.call(core.join, arrived, inner).result()
+        # As with socket.accept().
+        sock.settimeout(socket.getdefaulttimeout())
+        return sock, address
+
+    def __iter__(self) -> Iterator[tuple[socket.socket, Address]]:
+        """All streams, until the Server is closed."""
+        while True:
+            try:
+                yield self.accept()
+            except OSError:
+                if self._core.closing:
+                    return
+                raise
+
+    def serve_forever(self, handler: Handler) -> None:
+        """Call `handler(socket, address)` for each stream, on a thread of its own, until the
+        Server is closed. The socket is closed when the handler returns."""
+        for sock, address in self:
+            # A daemon: a handler that hangs must not keep the process from exiting.
+            thread = threading.Thread(
+                target=_handle, args=(handler, sock, address), name="fastmtcp-handler", daemon=True
+            )
+            thread.start()
+
+    def status(self) -> WorkerReport:
+        """What it is doing, see Client.status()."""
+        if self._core.closing:
+            raise closed_error("Server")
+        return self._core.thread.call(self._core.report).result()
+
+    def release(self) -> None:
+        """Accept nothing more, and end with the last stream. Waits for nothing. The same happens
+        to a Server that is dropped."""
+        self._finalizer()
+
+    def close(self) -> None:
+        """Accept nothing more, and end; for the open sockets see Client.close()."""
+        self._core.close()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = ", ".join(str(Endpoint(host, port)) for host, port in self.addresses)
+        return f"<fastmtcp.Server on {where}{' closed' if self._core.closed.done() else ''}>"
+
+
+def client_address(arrived: Arrived) -> Address:
+    """The far end of one of the session's connections; an empty host if none is left."""
+    for subflow in list(arrived[0].session.subflows.values()):
+        remote = subflow.user.addresses()[1]
+        if remote:
+            endpoint = Endpoint.parse(remote)
+            return endpoint.host, endpoint.port
+    return "", 0
+
+
+def _handle(handler: Handler, sock: socket.socket, address: Address) -> None:
+    with sock:
+        handler(sock, address)
