@@ -16,7 +16,7 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
 from __future__ import annotations
 
 from fastmtcp.engine import liveness, watch
-from fastmtcp.engine.codec import FrameReader, encode
+from fastmtcp.engine.codec import encode
 from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
 from fastmtcp.engine.errors import (
@@ -24,26 +24,20 @@ from fastmtcp.engine.errors import (
     RemoteError,
     ResetCode,
     SessionCode,
-    reset_code,
 )
 from fastmtcp.engine.flow_control import WindowPool
 from fastmtcp.engine.frames import (
-    Ack,
     Blocked,
     Busy,
-    Closed,
     Data,
     Frame,
     Goaway,
     Gone,
-    Got,
     Open,
     Ping,
-    Pong,
-    Reset,
-    ResetAck,
     Stalled,
 )
+from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.limits import (
     MAX_BATCH,
@@ -51,7 +45,6 @@ from fastmtcp.engine.limits import (
     MAX_PAYLOAD,
     MAX_REASON,
     MIN_SEND_ROOM,
-    OPEN_WORK,
     REPEAT_SPACING,
     Limits,
 )
@@ -63,7 +56,7 @@ from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.stream_ids import StreamIds
-from fastmtcp.engine.subflow import Doubt, Past, Sample, Subflow
+from fastmtcp.engine.subflow import Past, Sample, Subflow
 
 
 class Session:
@@ -102,8 +95,7 @@ class Session:
         self.ended: tuple[SessionCode, str] | None = None
         """Why the session ended; everything in it was reset."""
         self.ended_by_peer = False
-        self.work_left = 0
-        """What the last receive() left of its `work`."""
+        """True if the peer has ended it."""
         self.draining = False
         """True once this side takes no new streams."""
         self.peer_draining = False
@@ -120,7 +112,6 @@ class Session:
         """Bytes that applications wrote to streams that are gone."""
         self.past_payload_received = 0
         """In-order bytes received on streams that are gone."""
-        self._readers: dict[int, FrameReader] = {}
         self._scheduler = Scheduler()
         self._lanes = Lanes()
         self._outbox = Outbox(limits)
@@ -129,7 +120,6 @@ class Session:
         self._starved: dict[Stream, None] = {}
         # What a client may have sent that is not here yet: its open streams and its resets.
         self._ids = StreamIds(3 * limits.max_streams)
-        self._opens = Bucket(limits.opens_per_second, now)
         self._held = 0
         self._repeat_wanted = False
         self._repeat_after = now
@@ -138,7 +128,10 @@ class Session:
         self._empty_since: float | None = now
         self._tick_at = now + 1.0
         self._rescued_at = now
-        self._feeding: Subflow | None = None
+        opens = Bucket(limits.opens_per_second, now)
+        self._inbound = Inbound(
+            self, self._outbox, self._reports, self._scheduler, self._ids, opens
+        )
 
     # --- subflows -----------------------------------------------------------------------
 
@@ -156,7 +149,7 @@ class Session:
             raise RemoteError(SessionCode.LIMIT, "too many subflows, or one id used twice")
         subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
         self.subflows[subflow_id] = subflow
-        self._readers[subflow_id] = FrameReader(self._on_frame, self._on_data, self.limits)
+        self._inbound.attach(subflow)
         self._empty_since = None
         self._lanes.refresh(self.subflows.values())
         return subflow
@@ -165,7 +158,7 @@ class Session:
         """A subflow is gone: what it carried and nobody acknowledged goes out again elsewhere."""
         if self.subflows.pop(subflow.subflow_id, None) is None:
             return
-        del self._readers[subflow.subflow_id]
+        self._inbound.detach(subflow)
         self._reports.forget(subflow)
         subflow.ready = False
         self._now = now
@@ -212,7 +205,7 @@ class Session:
             source=source,
         )
         stream.receive.window.start()
-        self._add(stream)
+        self.add(stream)
         self.streams_opened += 1
         return stream
 
@@ -223,7 +216,7 @@ class Session:
         for stream in self.streams.values():
             stream.send.limit = max(stream.send.limit, floor)
             self._scheduler.add(stream, self._now)
-            self._touch(stream)
+            self.touch(stream)
 
     def room_for(self, stream: Stream) -> int:
         send = stream.send
@@ -254,14 +247,14 @@ class Session:
 
     def finish_if_done(self, stream: Stream) -> None:
         if stream.reset_code is None and stream.finished:
-            self._forget(stream)
+            self.forget(stream)
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """Reset a stream of this side's own accord and tell the peer."""
         if self.streams.get(stream.stream_id) is not stream:
             return
         stream.reset_code = code
-        self._forget(stream)
+        self.forget(stream)
         if self.ended is None:
             try:
                 self._outbox.reset(stream.stream_id, code)
@@ -349,7 +342,7 @@ class Session:
             left -= stop - start
             frames += 1
             scheduler.add(stream, now)
-            self._touch(stream)
+            self.touch(stream)
             if subflow.probing:
                 subflow.probing = False
                 if stream.send.on_lost(start, stop):
@@ -388,12 +381,12 @@ class Session:
         changed = watch.update(subflow, sample, others, now)
         if changed and subflow.suspect:
             self._outbox.hint(Stalled(subflow.subflow_id))
-            self._doubt(subflow)
+            self.doubt(subflow)
         if changed:
             self._lanes.refresh(others)
         return watch.is_dead(subflow, others, now)
 
-    def _doubt(self, subflow: Subflow) -> None:
+    def doubt(self, subflow: Subflow) -> None:
         """`subflow` has become suspect: say elsewhere what may be stuck on it."""
         self._reinject(subflow)
         self._lanes.refresh(self.subflows.values())
@@ -433,201 +426,12 @@ class Session:
             RemoteError: the peer broke the protocol. The caller ends the session with it.
         """
         self._now = now
-        subflow.heard_at = now
-        subflow.pinged_at = None
-        self._feeding = subflow
-        reader = self._readers[subflow.subflow_id]
-        taken = reader.feed(view, work)
-        subflow.bytes_received += taken
-        self.work_left = reader.work_left
-        return taken
+        return self._inbound.receive(subflow, view, now, work)
 
-    def _on_data(self, stream_id: int, offset: int, piece: memoryview, fin: bool) -> None:
-        if self._feeding is not None:
-            self._reports.owe(self._feeding)
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            known = self._stream_for(stream_id)
-            if known is None:
-                return
-            stream = known
-        receive = stream.receive
-        if receive.accept(offset, piece, fin):
-            self._touch(stream)
-        if stream.open_received:
-            self._outbox.ack(stream, self._now, receive.ack_is_urgent)
-        if self.holding.memory.free < 0:
-            self.holding.memory.most().give_up()
-
-    def _stream_for(self, stream_id: int) -> Stream | None:
-        """A frame for a stream that is not in the table: new, refused, or gone."""
-        if self.ended is not None:
-            return None
-        if self.opener:
-            if not self._ids.was_allocated(stream_id):
-                raise RemoteError(SessionCode.PROTOCOL, "frame for a stream never opened")
-        elif self._ids.is_new(stream_id):
-            limit = self._limit_hit()
-            if limit:
-                self.refused[limit] = self.refused.get(limit, 0) + 1
-                self._outbox.reset(stream_id, ResetCode.OVERLOADED)
-                return None
-            stream = Stream(self, stream_id, opener=False, limit=0)
-            self._add(stream)
-            return stream
-        if not self._outbox.is_resetting(stream_id):
-            self._outbox.answer(Closed(stream_id))
-        return None
-
-    def _limit_hit(self) -> str:
-        """The limit that keeps the peer from opening one more stream; empty if it may."""
-        most = self.limits.max_streams
-        client = self.holding.client
-        # The caller has not seen the touched ones yet: opening and resetting in one breath must
-        # not be a way around the limit.
-        if len(self.streams) >= most or len(self.touched) >= 2 * most:
-            return "max_streams"
-        if client.streams >= client.max_streams:
-            return "max_client_streams"
-        return "" if self._opens.take(self._now) else "opens_per_second"
-
-    def _on_frame(self, frame: Frame) -> None:
-        if self.ended is not None:
-            return
-        kind = type(frame)
-        if kind is Ack:
-            self._on_ack(frame)  # type: ignore[arg-type]
-        elif kind is Open:
-            self._on_open(frame)  # type: ignore[arg-type]
-        elif kind is Reset:
-            self._on_reset(frame)  # type: ignore[arg-type]
-        elif kind is ResetAck:
-            self._outbox.reset_confirmed(frame.stream)  # type: ignore[union-attr]
-        elif kind is Closed:
-            self._on_closed(frame)  # type: ignore[arg-type]
-        elif kind is Ping:
-            self._say(self._feeding, Pong(frame.token))  # type: ignore[union-attr]
-        elif kind is Blocked:
-            self._on_blocked(frame)  # type: ignore[arg-type]
-        elif kind is Busy:
-            self.peer_demand_at = self._now
-        elif kind is Got:
-            self._on_got(frame)  # type: ignore[arg-type]
-        elif kind is Stalled:
-            self._on_stalled(frame)  # type: ignore[arg-type]
-        elif kind is Gone:
-            self._on_gone(frame)  # type: ignore[arg-type]
-        elif kind is Goaway:
-            self._on_goaway(frame)  # type: ignore[arg-type]
-
-    def _on_open(self, frame: Open) -> None:
-        if self.opener:
-            raise RemoteError(SessionCode.PROTOCOL, "OPEN from the server")
-        stream = self.streams.get(frame.stream) or self._stream_for(frame.stream)
-        if stream is None or stream.open_received:
-            return
-        if frame.limit < 0:
-            raise RemoteError(SessionCode.PROTOCOL, "negative limit")
-        stream.open_received = True
-        stream.target = frame.target
-        stream.source = frame.source
-        stream.send.limit = max(stream.send.limit, frame.limit)  # an ACK may have overtaken it
-        self._outbox.ack(stream, self._now, urgent=False)
-        self.streams_opened += 1
-        self.opened.append(stream)
-        assert self._feeding is not None
-        self._readers[self._feeding.subflow_id].work_left -= OPEN_WORK
-
-    def _on_ack(self, frame: Ack) -> None:
-        stream = self.streams.get(frame.stream)
-        if stream is None:
-            return
-        if frame.connected and self.opener and not stream.confirmed:
-            stream.confirmed = True
-            stream.idle_probes = 0
-            self._touch(stream)
-        send = stream.send
-        before = send.buffer.base
-        if send.on_ack(frame.received, frame.limit):
-            count = send.buffer.base - before
-            self.acked += count
-            self._let_go(count)
-            stream.idle_probes = 0
-            self._scheduler.add(stream, self._now)
-            self._touch(stream)
-            if stream.finished:
-                self._forget(stream)
-
-    def _on_blocked(self, frame: Blocked) -> None:
-        stream = self.streams.get(frame.stream)
-        if stream is None or not stream.open_received:
-            return
-        receive = stream.receive
-        if receive.window.on_blocked(frame.limit, receive.data.ready_bytes):
-            self._outbox.ack(stream, self._now, urgent=True)
-
-    def _on_got(self, frame: Got) -> None:
-        subflow = self.subflows.get(frame.subflow)
-        if subflow is None:
-            return
-        if frame.received > subflow.bytes_sent:
-            raise RemoteError(SessionCode.PROTOCOL, "GOT beyond what was sent")
-        subflow.delivery.on_got(frame.received, self._now)
-
-    def _on_stalled(self, frame: Stalled) -> None:
-        subflow = self.subflows.get(frame.subflow)
-        if subflow is None or subflow is self._feeding or subflow.suspect:
-            return
-        # To doubt a subflow is work for each stream: a peer cannot have it done without end.
-        if not subflow.stalls or self._now - subflow.suspect_since >= 1.0:
-            subflow.become_suspect(Doubt.PEER, self._now)
-            self._doubt(subflow)
-
-    def _on_gone(self, frame: Gone) -> None:
-        subflow = self.subflows.get(frame.subflow)
-        if subflow is not None and not subflow.gone:
-            subflow.gone = True
-            self.gone.append(subflow)
-
-    def _on_reset(self, frame: Reset) -> None:
-        self._outbox.answer(ResetAck(frame.stream))
-        self._outbox.reset_confirmed(frame.stream)
-        stream = self.streams.get(frame.stream)
-        if stream is not None:
-            stream.reset_code = reset_code(frame.code)
-            self._touch(stream)
-            self._forget(stream)
-        elif not self.opener:
-            self._ids.is_new(frame.stream)  # it will never be opened any more
-
-    def _on_closed(self, frame: Closed) -> None:
-        """The peer has forgotten a stream that we still hold: our last ACK from it was lost."""
-        stream = self.streams.get(frame.stream)
-        if stream is None:
-            return
-        send = stream.send
-        if send.finished and send.next > send.buffer.end and stream.receive.fin_at is not None:
-            held = send.held
-            send.on_closed()
-            self.acked += held
-            self._let_go(held)
-            if stream.finished:
-                self._forget(stream)
-            return
-        stream.reset_code = ResetCode.CANCELLED
-        self._touch(stream)
-        self._forget(stream)
-
-    def _on_goaway(self, frame: Goaway) -> None:
-        if frame.code == SessionCode.DRAINING:
-            self.peer_draining = True
-            return
-        try:
-            code = SessionCode(frame.code)
-        except ValueError:
-            code = SessionCode.PROTOCOL
-        self.ended_by_peer = True
-        self.end(code, frame.reason[:MAX_REASON])
+    @property
+    def work_left(self) -> int:
+        """What the last receive() left of its `work`."""
+        return self._inbound.work_left
 
     # --- timers and the end ---------------------------------------------------------------
 
@@ -660,7 +464,7 @@ class Session:
             if liveness.is_dead(subflow, self.limits, now):
                 dead.append(subflow)
             elif liveness.wants_ping(subflow, self.limits, now):
-                self._say(subflow, Ping(int(now)))
+                self.say(subflow, Ping(int(now)))
         return dead
 
     def end(self, code: SessionCode, reason: str) -> None:
@@ -672,8 +476,8 @@ class Session:
             # All that is left to do for a complete stream is between us and the application.
             if not (stream.send.complete and stream.receive.is_all_here):
                 stream.reset_code = ResetCode.SESSION_LOST
-            self._touch(stream)
-            self._forget(stream)
+            self.touch(stream)
+            self.forget(stream)
         self._outbox.clear()
         for subflow in self.subflows.values():
             subflow.own.clear()
@@ -722,18 +526,18 @@ class Session:
             send.asked_at = send.limit
             self._outbox.add(Blocked(stream.stream_id, send.limit))
 
-    def _touch(self, stream: Stream) -> None:
+    def touch(self, stream: Stream) -> None:
         if not stream.touched:
             stream.touched = True
             self.touched.append(stream)
 
-    def _say(self, subflow: Subflow | None, frame: Frame) -> None:
+    def say(self, subflow: Subflow | None, frame: Frame) -> None:
         """Queue a frame that must travel on this very subflow."""
         if subflow is not None and len(subflow.own) < MAX_OWN_FRAMES:
             subflow.own.append(encode(frame))
             self._own_waiting = True
 
-    def _let_go(self, count: int) -> None:
+    def let_go(self, count: int) -> None:
         """`count` bytes need not be held any longer: whoever waits for the room may have it."""
         self._held -= count
         self.holding.add(-count)
@@ -743,7 +547,7 @@ class Session:
     def _wake_starved(self) -> None:
         """Once a second too: the room may be what another session of the worker has let go."""
         for stream in self._starved:
-            self._touch(stream)
+            self.touch(stream)
         self._starved.clear()
 
     def _look_for_idle(self, now: float) -> None:
@@ -752,7 +556,7 @@ class Session:
         if timeout:
             for stream in list(self.streams.values()):
                 if liveness.is_idle(stream, timeout, now):
-                    self._touch(stream)
+                    self.touch(stream)
                     self.reset_stream(stream, ResetCode.IDLE)
         timeout = self.limits.session_idle_timeout
         if self.streams or not timeout:
@@ -764,11 +568,11 @@ class Session:
         text = "the worker's memory is used up, and this session holds most of it"
         self.end(SessionCode.LIMIT, text)
 
-    def _add(self, stream: Stream) -> None:
+    def add(self, stream: Stream) -> None:
         self.streams[stream.stream_id] = stream
         self.holding.client.streams += 1
 
-    def _forget(self, stream: Stream) -> None:
+    def forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.stream_id, None) is None:
             return
         self._starved.pop(stream, None)
@@ -777,7 +581,7 @@ class Session:
         self.past_payload_received += stream.receive.data.next
         held = stream.send.held
         stream.send.buffer.clear()
-        self._let_go(held)
+        self.let_go(held)
         stream.receive.window.close()
         if stream.reset_code is not None:
             stream.receive.data.clear()
