@@ -6,7 +6,6 @@ processes get are all made from the two Structs below, by fastmtcp.settings.
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +13,13 @@ import msgspec
 from msgspec import Meta
 
 from fastmtcp import control
+from fastmtcp.config_checks import (
+    check_destination,
+    check_limits,
+    check_listen,
+    check_paths,
+    check_places,
+)
 from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import ClientLimits, Limits, ServerLimits
@@ -36,7 +42,7 @@ from fastmtcp.settings import (
     check_file_name,
 )
 from fastmtcp.targets import Rule
-from fastmtcp.ways_in import Forward, Place, WayIn
+from fastmtcp.ways_in import Forward, WayIn
 
 MAX_WORKERS = 256
 SPARE_SUBFLOWS = 8
@@ -269,11 +275,11 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def check(self) -> None:
         Config.check(self)
-        _check_listen(self.listen)
-        _check_limits(self.limits)
-        _check_destination("target", self.target)
+        check_listen(self.listen)
+        check_limits(self.limits)
+        check_destination("target", self.target)
         if self.public_address is not None:
-            _check_destination("public_address", self.public_address)
+            check_destination("public_address", self.public_address)
         for key in ("clients_file", "client_ca_file"):
             _check_file(self, key)
         if self.tls and self.certificate is None:
@@ -477,8 +483,8 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
     def check(self) -> None:
         Config.check(self)
         if self.listen is not None:
-            _check_listen(self.listen)
-        _check_places(self.ways_in)
+            check_listen(self.listen)
+        check_places(self.ways_in)
         if self.proxy_login_file is not None:
             check_file_name("proxy_login_file", self.proxy_login_file)
         for endpoint in self.proxy:
@@ -490,9 +496,9 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
                     "`--proxy-login-file FILE`",
                 )
         if self.target is not None:
-            _check_destination("target", self.target)
-        _check_limits(self.limits)
-        _check_paths(self.paths)
+            check_destination("target", self.target)
+        check_limits(self.limits)
+        check_paths(self.paths)
         for key in ("link_file", "ca_file"):
             _check_file(self, key)
         if self.link_file is not None:
@@ -555,72 +561,3 @@ def _check_file(config: Config, key: str) -> None:
     name = getattr(config, key)
     if name is not None:
         check_file_name(key, name)
-
-
-def _check_listen(endpoints: tuple[Endpoint, ...]) -> None:
-    if not endpoints:
-        raise SettingError("listen", "names no address; write at least one HOST:PORT")
-    for index, endpoint in enumerate(endpoints):
-        # Twice the same would work by SO_REUSEPORT and hide the mistake.
-        if endpoint.port != 0 and endpoint in endpoints[:index]:
-            raise SettingError("listen", f"{endpoint} is there twice; remove one of them")
-
-
-def _check_places(ways: tuple[WayIn, ...]) -> None:
-    places: set[Place] = set()
-    for way in ways:
-        is_any = isinstance(way.place, Endpoint) and way.place.port == 0
-        if way.place in places and not is_any:
-            raise SettingError(way.kind, f"{way.place} is there twice; choose another place")
-        places.add(way.place)
-
-
-def _check_limits(limits: Limits) -> None:
-    rising = ("floor_window", "start_window", "max_window", "worker_memory")
-    pairs = (
-        *itertools.pairwise(rising),
-        ("send_buffer", "worker_memory"),
-        ("ping_interval", "subflow_timeout"),
-    )
-    for small, large in pairs:
-        low, high = getattr(limits, small), getattr(limits, large)
-        if low > high or (low == high and small == "ping_interval"):
-            raise SettingError(
-                "limits",
-                f"{small} = {low:.10g} is too much beside {large} = {high:.10g}; lower the one or "
-                "raise the other",
-            )
-
-
-def _check_destination(key: str, endpoint: Endpoint) -> None:
-    if endpoint.port == 0:
-        raise SettingError(key, f"{endpoint} has port 0, which is for listening only; write a port")
-    if endpoint.is_wildcard:
-        remedy = f"write the host, as in 127.0.0.1:{endpoint.port}"
-        raise SettingError(key, f"{endpoint} is for listening only; {remedy}")
-
-
-def _check_paths(paths: tuple[PathSpec, ...]) -> None:
-    if not paths:
-        raise SettingError("server", "names no server; write at least one HOST:PORT")
-    for index, path in enumerate(paths):
-        _check_destination("server", path.endpoint)
-        if path in paths[:index]:
-            raise SettingError(
-                "server", f"{path} is there twice; for more connections write connections=N"
-            )
-        hop = path.first_hop
-        if path.bind is None or not hop.is_numeric:
-            continue
-        if (":" in path.bind) != (":" in hop.host):
-            kinds = "an IPv6 and an IPv4" if ":" in path.bind else "an IPv4 and an IPv6"
-            raise SettingError(
-                "server",
-                f"bind={path.bind} and {hop} are {kinds} address; write two of one kind",
-            )
-    for direction, words in (("up", "to the server"), ("down", "from the server")):
-        if not any(path.direction in ("both", direction) for path in paths):
-            raise SettingError(
-                "server",
-                f"no path carries data {words}; add one with direction={direction} or without",
-            )
