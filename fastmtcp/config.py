@@ -204,8 +204,9 @@ class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
             "Targets that clients may choose: a name, *.NAME for all names below it, an address, a "
             "network as in 10.1.0.0/16, or * for everything public; behind it a port, several as "
             "in 80,443, a range as in 8000-8099, or *. Addresses that are not public (loopback, "
-            "private, link-local, metadata, ...) must be listed by number.",
-            metavar="HOST:PORTS",
+            "private, link-local, metadata, ...) must be listed by number. CLIENT@ before it makes "
+            "it one for the client of this name only.",
+            metavar="[CLIENT@]HOST:PORTS",
             default_text="none",
         ),
     ] = ()

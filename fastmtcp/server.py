@@ -258,15 +258,16 @@ class ServerWorker:
         target = _chosen(stream.target)
         if target is None or not targets.is_possible(rules, target):
             shown = target or repr(stream.target[:_SHOWN])
-            log.warning("client %s: target %s is not allowed", session.peer, shown)
+            whose = f"{session.client} at {session.peer}" if session.client else session.peer
+            log.warning("client %s: target %s is not allowed", whose, shown)
             stream.reset(ResetCode.NOT_ALLOWED)
             return
         permits = partial(targets.is_allowed, rules, target)
         _Outgoing(self._loop, self._chosen, self._config, session, stream, target, permits)
 
-    def _allowed(self, _session: ServerSession) -> tuple[Rule, ...]:
-        """The targets that the client of a session may choose: one list for all of them."""
-        return self._config.allow
+    def _allowed(self, session: ServerSession) -> tuple[Rule, ...]:
+        """The targets that the client of a session may choose."""
+        return tuple(rule for rule in self._config.allow if rule.is_for(session.client))
 
     def _tick(self) -> None:
         if self._finished:

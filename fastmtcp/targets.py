@@ -17,6 +17,7 @@ import msgspec
 
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError
+from fastmtcp.identity import NAME_FORM, is_name
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -90,19 +91,28 @@ class Rule(msgspec.Struct, frozen=True):
     """One entry of `allow`: a host and its ports.
 
     `host` is a name, `*.` and a name for all names below it, `*` for everything public, or empty
-    where `network` is set: an address or a network. `ports` are ranges, both ends included.
+    where `network` is set: an address or a network. `ports` are ranges, both ends included. With a
+    `client` it is for the client of this name only.
     """
 
     host: str
     network: IpNetwork | None
     ports: tuple[tuple[int, int], ...]
+    client: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Rule:
         """Read `git.example.com:22`, `*.example.com:80,443`, `10.1.0.0/16:8000-8099`,
-        `[2001:db8::/32]:*` or `*:443`. Raises ConfigError."""
+        `[2001:db8::/32]:*` or `*:443`, each also behind `CLIENT@`. Raises ConfigError."""
         text = text.strip()
-        host, colon, ports = text.rpartition(":")
+        client, at, target = text.rpartition("@")
+        if at and not is_name(client):
+            _refuse(text, f"has no name of a client before the @; {NAME_FORM}")
+        return msgspec.structs.replace(cls._target(target, text), client=client)
+
+    @classmethod
+    def _target(cls, target: str, text: str) -> Rule:
+        host, colon, ports = target.rpartition(":")
         if not colon or not host or host.startswith("[") != host.endswith("]"):
             _refuse(text, "must be HOST:PORTS, for example git.example.com:22 or 10.1.0.0/16:*")
         if host == ANY_HOST:
@@ -123,7 +133,12 @@ class Rule(msgspec.Struct, frozen=True):
                 host = str(self.network.network_address)
             if self.network.version == 6:
                 host = f"[{host}]"
-        return f"{host}:{'*' if self.ports == ALL_PORTS else ports}"
+        whose = f"{self.client}@" if self.client else ""
+        return f"{whose}{host}:{'*' if self.ports == ALL_PORTS else ports}"
+
+    def is_for(self, client: str) -> bool:
+        """True if it lists a target for the client of this name."""
+        return self.client in ("", client)
 
     def has_port(self, port: int) -> bool:
         return any(low <= port <= high for low, high in self.ports)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from fastmtcp.api import arguments
-from fastmtcp.api.arguments import Address, Key, Paths
+from fastmtcp.api.arguments import Address, File, Key, Paths
 from fastmtcp.api.client import Client
 from fastmtcp.api.connection import open_ends
 from fastmtcp.api.errors import timeout_error
@@ -43,7 +42,9 @@ async def open_connection(
     server: Paths | None = None,
     connections: int | str | None = None,
     key: Key | None = None,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: File | None = None,
+    link: str | None = None,
+    link_file: File | None = None,
     source_address: Address | None = None,
     egress: Literal["auto", "off"] = "off",
     express: bool = True,
@@ -57,8 +58,8 @@ async def open_connection(
     """Connect to `address` as asyncio.open_connection() does, over many TCP connections.
 
     Args:
-        client: the pool to use; or else `server` and the arguments of Client, for a pool that
-            is made for this stream and ends with it.
+        client: the pool to use; or else `server` or `link`, and the arguments of Client, for a
+            pool that is made for this stream and ends with it.
         timeout: seconds for all of it, TLS included; None for no limit.
         limit: of the StreamReader's buffer, in bytes.
         ssl, server_hostname: TLS inside the stream, as for asyncio.open_connection().
@@ -67,20 +68,21 @@ async def open_connection(
         The errors of Client and Client.connect(). When it is cancelled or times out, nothing of
         the connection is left.
     """
-    if (client is None) == (server is None):
-        raise ConfigError("client and server exclude one another; give one of them")
+    if client is not None and not (server is None and link is None and link_file is None):
+        raise ConfigError("client excludes server and link; give one of them")
     try:
         async with asyncio.timeout(timeout):
             if client is not None:
                 sock = await _connect(client, address)
             else:
-                assert server is not None
                 make = partial(
                     Client,
                     server,
                     connections=connections,
                     key=key,
                     key_file=key_file,
+                    link=link,
+                    link_file=link_file,
                     source_address=source_address,
                     egress=egress,
                     express=express,
@@ -148,7 +150,10 @@ async def start_server(
     listen: str | Address | Sequence[str | Address] = "127.0.0.1:7700",
     *,
     key: Key | None = None,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: File | None = None,
+    clients_file: File | None = None,
+    certificate: File | None = None,
+    certificate_key: File | None = None,
     session_timeout: float = 120.0,
     limit: int = _LIMIT,
     ssl: ssl_module.SSLContext | None = None,
@@ -158,7 +163,16 @@ async def start_server(
 
     For the arguments and errors see Server; `limit` and `ssl` are as for asyncio.start_server().
     """
-    make = partial(Server, listen, key=key, key_file=key_file, session_timeout=session_timeout)
+    make = partial(
+        Server,
+        listen,
+        key=key,
+        key_file=key_file,
+        clients_file=clients_file,
+        certificate=certificate,
+        certificate_key=certificate_key,
+        session_timeout=session_timeout,
+    )
     server = await asyncio.to_thread(make)
     return AsyncServer(server, callback, limit, ssl)
 

@@ -16,12 +16,14 @@ from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.identity import KEY_SIZE, UNNAMED, Identity, unnamed
+from fastmtcp.link import Link
 from fastmtcp.path import PathSpec
 
 Address = tuple[str, int]
 Paths = str | PathSpec | Address | Sequence[str | PathSpec | Address]
 """Servers: HOST:PORT with the options of a path behind it, (host, port), or several of these."""
 Key = bytes | str
+File = str | os.PathLike[str]
 C = TypeVar("C", bound=Config)
 
 _KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}")
@@ -35,39 +37,57 @@ class Ready(msgspec.Struct, frozen=True):
     config: Any
     credentials: Any
     """Of a client its Credentials, of a server the Clients that may connect."""
+    security: Any = None
+    """Of a server its ServerTls."""
 
     def __repr__(self) -> str:
         return f"Ready({self.config!r})"
 
 
 def client(
-    server: Paths,
+    server: Paths | None,
     key: Key | None,
-    key_file: str | os.PathLike[str] | None,
+    key_file: File | None,
+    link: str | None,
+    link_file: File | None,
     source_address: Address | None,
     **values: object,
 ) -> Ready:
-    """Check the arguments of a Client. Reads the key file.
+    """Check the arguments of a Client. Reads the key or link file.
 
     Raises:
         ConfigError: one line that names the argument and the remedy.
     """
-    paths = [_path(one) for one in _list(server)]
-    if not paths:
+    if sum(one is not None for one in (key, key_file, link, link_file)) > 1:
+        raise ConfigError("key, key_file, link and link_file exclude one another; give one of them")
+    if link_file is not None:
+        values["link_file"] = os.fspath(link_file)
+    elif link is not None:
+        try:
+            Link.parse(link)
+        except ConfigError as error:
+            raise ConfigError(f"link: {error}") from None
+    elif server is None:
+        raise ConfigError("server: is missing; give HOST:PORT, or a link")
+    paths = [_path(one) for one in _list(server)] if server is not None else None
+    if paths is not None and not paths:
         raise ConfigError("server: names no server; give at least one HOST:PORT")
     if source_address is not None:
+        if paths is None:
+            raise ConfigError("source_address: needs server as well")
         paths = [_from(path, source_address) for path in paths]
     config, own = _ready(ClientConfig, key, key_file, {"server": paths, **values})
     if own is not None:
         return Ready(config, Credentials(Identity.from_key(UNNAMED, own)))
     # What is in the environment is for the commands.
-    return Ready(*credentials.of_client(config, {}))
+    environment = {} if link is None else {credentials.LINK_VARIABLE: link}
+    return Ready(*credentials.of_client(config, environment))
 
 
 def server(
     listen: str | Address | Sequence[str | Address],
     key: Key | None,
-    key_file: str | os.PathLike[str] | None,
+    key_file: File | None,
     target: str | Address | None,
     **values: object,
 ) -> Ready:
@@ -80,7 +100,8 @@ def server(
     if target is not None:
         values["target"] = _endpoint("target", target)
     config, own = _ready(ServerConfig, key, key_file, values)
-    return Ready(config, unnamed(own) if own is not None else credentials.read_clients(config))
+    clients = unnamed(own) if own is not None else credentials.read_clients(config)
+    return Ready(config, clients, credentials.read_certificate(config))
 
 
 def target_text(address: Address | None) -> str:
@@ -102,7 +123,7 @@ def target_text(address: Address | None) -> str:
 def _ready(
     config_type: type[C],
     key: Key | None,
-    key_file: str | os.PathLike[str] | None,
+    key_file: File | None,
     values: dict[str, Any],
 ) -> tuple[C, bytes | None]:
     if key is not None and key_file is not None:

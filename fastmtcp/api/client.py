@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import weakref
 from collections.abc import Collection
@@ -12,7 +11,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from fastmtcp.api import arguments
-from fastmtcp.api.arguments import Address, Key, Paths
+from fastmtcp.api.arguments import Address, File, Key, Paths
 from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core
 from fastmtcp.api.errors import closed_error, timeout_error
@@ -110,12 +109,15 @@ class Client:
 
     Args:
         server: `HOST:PORT[,OPTION...]` as for `fastmtcp-client --server`, `(host, port)`, or a
-            list of these: the paths to one server.
+            list of these: the paths to one server. Only with a link it may be left out.
         connections: TCP connections on each path that does not say how many, 1 to 64: a number,
             or `MIN-MAX`, within which it finds the number that is worth it; None is 2-16.
         key: the key, 32 bytes or 64 hexadecimal digits.
         key_file: a file with the key, as `fastmtcp keygen` makes it. Without a key the server
             must be one without a key too.
+        link: the link that the server gave this client: address, name, key and the fingerprint
+            of the certificate, with which all is encrypted.
+        link_file: a file with the link, which only its owner has access to.
         source_address: `(address, 0)`: the local IP address of all paths without `bind=`.
         egress: `auto` makes one path of each local address, see `fastmtcp-client --egress`.
         express: one more connection, for small streams beside bulk.
@@ -130,11 +132,13 @@ class Client:
 
     def __init__(
         self,
-        server: Paths,
+        server: Paths | None = None,
         *,
         connections: int | str | None = None,
         key: Key | None = None,
-        key_file: str | os.PathLike[str] | None = None,
+        key_file: File | None = None,
+        link: str | None = None,
+        link_file: File | None = None,
         source_address: Address | None = None,
         egress: Literal["auto", "off"] = "off",
         express: bool = True,
@@ -146,6 +150,8 @@ class Client:
             server,
             key,
             key_file,
+            link,
+            link_file,
             source_address,
             connections=connections,
             egress=egress,
@@ -293,10 +299,12 @@ def create_connection(
     timeout: float | None = GLOBAL_DEFAULT,
     source_address: Address | None = None,
     *,
-    server: Paths,
+    server: Paths | None = None,
     connections: int | str | None = None,
     key: Key | None = None,
-    key_file: str | os.PathLike[str] | None = None,
+    key_file: File | None = None,
+    link: str | None = None,
+    link_file: File | None = None,
     egress: Literal["auto", "off"] = "off",
     express: bool = True,
     connect_timeout: float = 10.0,
@@ -314,6 +322,8 @@ def create_connection(
         connections=connections,
         key=key,
         key_file=key_file,
+        link=link,
+        link_file=link_file,
         source_address=source_address,
         egress=egress,
         express=express,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from fastmtcp.api import arguments
-from fastmtcp.api.arguments import Address, Key
+from fastmtcp.api.arguments import Address, File, Key
 from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core
@@ -81,6 +81,7 @@ class ServerCore(Core):
         self._waiters: deque[Future[Arrived]] = deque()
         self._limit = limit
         self._clients = ready.credentials
+        self._security = ready.security
         self._sockets = sockets
 
     def start(self) -> None:
@@ -92,6 +93,7 @@ class ServerCore(Core):
             0,
             self._sockets,
             _NoOtherWorker(),
+            security=self._security,
             on_stream=None if self.forwards else self._on_stream,
         )
         self.sample_rates()
@@ -196,6 +198,10 @@ def bind_all(endpoints: Sequence[Endpoint]) -> list[socket.socket]:
     return bound
 
 
+def _name(file: File | None) -> str | None:
+    return None if file is None else os.fspath(file)
+
+
 class Server:
     """Accepts clients in this process. Safe to use from any thread.
 
@@ -207,6 +213,9 @@ class Server:
         listen: `HOST:PORT` or `(host, port)`, or a list of these. Port 0 lets the kernel choose;
             `addresses` then says which. Anything but loopback needs a key.
         key, key_file: as for Client.
+        clients_file: the list of clients that `fastmtcp init server` makes; read once.
+        certificate, certificate_key: PEM files, such as those that it makes; with a certificate
+            all is encrypted.
         target: where to forward streams to.
         allow: targets that clients may choose besides, as for `fastmtcp-server --allow`.
         backlog: streams that are connected before accept() takes them, 1 or more; further ones
@@ -224,7 +233,10 @@ class Server:
         listen: str | Address | Sequence[str | Address] = "127.0.0.1:7700",
         *,
         key: Key | None = None,
-        key_file: str | os.PathLike[str] | None = None,
+        key_file: File | None = None,
+        clients_file: File | None = None,
+        certificate: File | None = None,
+        certificate_key: File | None = None,
         target: str | Address | None = None,
         allow: str | Sequence[str] = (),
         backlog: int = 128,
@@ -237,6 +249,10 @@ class Server:
             key,
             key_file,
             target,
+            clients_file=_name(clients_file),
+            tls=certificate is not None,
+            certificate=_name(certificate),
+            certificate_key=_name(certificate_key),
             allow=[allow] if isinstance(allow, str) else list(allow),
             connect_timeout=connect_timeout,
             session_timeout=session_timeout,

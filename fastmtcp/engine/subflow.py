@@ -272,6 +272,19 @@ class Subflow:
         """Bytes that the other kernel has acknowledged."""
         return self._acked
 
+    def own_sample(self) -> Sample:
+        """What the peer's reports tell, for a system that knows nothing of its connections."""
+        delivery = self.delivery
+        return Sample(
+            rtt=delivery.rtt,
+            min_rtt=delivery.rtt,
+            delivery_rate=delivery.rate,
+            app_limited=not delivery.waits,
+            not_sent=0,
+            unacked=delivery.on_its_way,
+            bytes_acked=delivery.got,
+        )
+
     def become_suspect(self, doubt: Doubt, now: float) -> None:
         self.suspect = True
         self.doubt = doubt

@@ -169,10 +169,8 @@ class SubflowSocket:
 
     def measure(self, now: float) -> None:
         """Tell the engine what the kernel knows of the path, and follow its low-water mark."""
-        known = sample(self._sock)
-        if known is None:
-            return
         subflow = self.subflow
+        known = sample(self._sock) or subflow.own_sample()
         if self._driver.session.on_sample(subflow, known, now):
             self._driver.lost(self, "silent while others work")
             return

@@ -433,6 +433,7 @@ class TestTargets:
         ("allow", "target"),
         [
             ([], "127.0.0.1:PORT"),
+            (["laptop@127.0.0.1:PORT"], "127.0.0.1:PORT"),
             (["*:*"], "127.0.0.1:PORT"),
             (["*:*"], "localhost:PORT"),
             (["127.0.0.2:PORT"], "localhost:PORT"),

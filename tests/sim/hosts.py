@@ -13,7 +13,7 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflow import Sample, Subflow
 
 from tests.sim.network import Clock, Pipe
 
@@ -184,7 +184,11 @@ class End:
         if now - self._sampled_at < SAMPLE_EVERY:
             return False
         self._sampled_at = now
-        return self.host.session.on_sample(self.subflow, self.out.sample(), now)
+        return self.host.session.on_sample(self.subflow, self.sample(), now)
+
+    def sample(self) -> Sample:
+        """What the system knows, or what the peer's reports tell."""
+        return self.subflow.own_sample() if self.out.path.blind else self.out.sample()
 
     def _on_room(self) -> None:
         if self.closed:
@@ -232,7 +236,7 @@ class Host:
         subflow = self.session.attach(subflow_id, self.clock.now)
         end = End(self, subflow, out, incoming)
         self.ends[subflow_id] = end
-        self.session.on_sample(subflow, out.sample(), self.clock.now)
+        self.session.on_sample(subflow, end.sample(), self.clock.now)
         return end
 
     def drop(self, end: End) -> None:

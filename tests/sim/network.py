@@ -49,6 +49,9 @@ class Path:
     buffer: int = 64 * KIB
     """Bytes that the sender's socket takes beyond those on their way."""
 
+    blind: bool = False
+    """The system tells nothing of the connection."""
+
 
 class Pipe:
     """One direction of a TCP connection: bytes in order, or none at all.

@@ -6,6 +6,7 @@ Rates are a quarter of those that perf/paths.sh uses, and times are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from fastmtcp.engine.limits import KIB, MIB, Limits
@@ -68,6 +69,21 @@ def goodput(paths: Sequence[Path], up: bool, seconds: float = 4.0, after: float 
 )
 def test_unequal_paths_add_up(paths: Sequence[Path], floor: float, up: bool) -> None:
     assert goodput(paths, up) >= floor * sum(each.rate for each in paths)
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_where_the_system_tells_nothing_the_reports_do(up: bool) -> None:
+    paths = [replace(path, blind=True) for path in UNEQUAL_4]
+    assert goodput(paths, up) >= 0.85 * sum(path.rate for path in paths)
+
+
+def test_silence_is_found_by_the_reports_alone() -> None:
+    world, app = start([replace(path, blind=True) for path in FOUR], 30 * MIB, up=True)
+    world.run_for(0.5)
+    world.links[2].up.pause()
+    world.links[2].down.pause()
+    world.run(lambda: received(world, app, True) > 25 * MIB, within=3.0)
+    world.run_all()
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def allowed(listed: str | list[str], target: str, address: str | None = None) ->
         ("[::1]:22, 80", "[::1]:22,80"),
         ("*:443", "*:443"),
         ("*:*", "*:*"),
+        ("laptop@*.example.com:443", "laptop@*.example.com:443"),
+        ("a.b-c_1@[::1]:22", "a.b-c_1@[::1]:22"),
     ],
 )
 def test_a_rule_is_read_and_written(text: str, written: str) -> None:
@@ -91,6 +93,8 @@ def test_a_rule_is_read_and_written(text: str, written: str) -> None:
         ("localhost:22", "write the address, as in 127.0.0.1:22"),
         ("*.localhost:22", "write the address, as in 127.0.0.1:22"),
         ("x" * 5000, "must be HOST:PORTS"),
+        ("@example.com:80", "no name of a client"),
+        ("me you@example.com:80", "no name of a client"),
     ],
 )
 def test_a_wrong_rule_says_what_to_write(text: str, complaint: str) -> None:
@@ -108,6 +112,15 @@ def test_nothing_is_allowed_that_is_not_listed() -> None:
     assert not allowed("example.com:443", "example.org:443", "93.184.216.34")
     assert not allowed("example.com:443", "www.example.com:443", "93.184.216.34")
     assert not allowed("example.com:443", "93.184.216.34:443")
+
+
+def test_a_rule_for_one_client_is_for_nobody_else() -> None:
+    for_all, for_one = rules("git.example.com:22", "laptop@git.example.com:22")
+    assert for_all.is_for("laptop")
+    assert for_all.is_for("phone")
+    assert for_one.is_for("laptop")
+    assert not for_one.is_for("phone")
+    assert not for_one.is_for("")
 
 
 def test_names() -> None:
