@@ -259,7 +259,7 @@ def texts(data: bytes) -> None:
 
 @target
 def config(data: bytes) -> None:
-    path = f"/dev/shm/fastmtcp-fuzz-{os.getpid()}.toml"
+    path = f"/dev/shm/fuzzed-{os.getpid()}.toml"
     try:
         Path(path).write_bytes(data)
         for kind in (ServerConfig, ClientConfig):
