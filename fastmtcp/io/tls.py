@@ -289,6 +289,8 @@ def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> No
         raise ConfigError(
             f"certificate {certificate} with the key {key} cannot be used: {reason(error)}"
         ) from None
+    except ConfigError:  # a ValueError, too
+        raise
     except (OSError, ValueError) as error:
         raise _unreadable(certificate, error) from None
 
