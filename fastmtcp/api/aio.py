@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import ssl as ssl_module
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -89,12 +90,11 @@ async def open_connection(
                     connect_timeout=connect_timeout,
                     session_timeout=session_timeout,
                 )
-                # If this is cancelled the Client is dropped, and ends.
-                own = await asyncio.to_thread(make)
+                making = _Making(make)
                 try:
-                    sock = await _connect(own, address)
+                    sock = await _connect(await asyncio.to_thread(making.run), address)
                 finally:
-                    own.release()
+                    making.release()
             try:
                 return await asyncio.open_connection(
                     sock=sock,
@@ -107,6 +107,34 @@ async def open_connection(
                 raise
     except TimeoutError as error:
         raise (error if error.errno else timeout_error()) from None
+
+
+class _Making:
+    """A Client that is made on a thread, for one stream. The thread goes on if who waits for it is
+    cancelled, and what it has made then must not live for as long as the task is remembered."""
+
+    def __init__(self, make: Callable[[], Client]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._released = False
+        self._client: Client | None = None
+
+    def run(self) -> Client:
+        client = self._make()
+        with self._lock:
+            if self._released:
+                client.release()
+            else:
+                self._client = client
+        return client
+
+    def release(self) -> None:
+        """Let it end with its last socket, now or as soon as it is made."""
+        with self._lock:
+            self._released = True
+            if self._client is not None:
+                self._client.release()
+                self._client = None
 
 
 async def _connect(client: Client, address: Address | None) -> socket.socket:

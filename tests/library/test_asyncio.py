@@ -86,7 +86,7 @@ def test_the_target_and_the_info() -> None:
     run(main)
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.002, 0.005, 0.01, 0.02])
+@pytest.mark.parametrize("moment", [0.0, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02])
 def test_cancelling_leaves_nothing(moment: float) -> None:
     async def main() -> None:
         async with await fastmtcp.start_server(echo, "127.0.0.1:0") as server:
