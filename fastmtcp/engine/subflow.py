@@ -31,6 +31,7 @@ _SWEEP = 256
 _DEFAULT_RTT = 0.1
 _FULL_ROUNDS = 3
 _PROBE_EVERY = 10.0
+_PROBE_FOR = 0.5
 
 
 class Doubt(enum.Enum):
@@ -65,6 +66,7 @@ class Subflow:
     __slots__ = (
         "_acked",
         "_plateau",
+        "_probed_since",
         "_rates",
         "_round_at",
         "_rounds",
@@ -167,6 +169,7 @@ class Subflow:
         self._acked = 0
         self._rates: deque[tuple[float, float]] = deque()
         self._plateau = 0.0
+        self._probed_since: float | None = None
         self._rounds = 0
         self._round_at = now
         self._settled_at = now
@@ -250,11 +253,13 @@ class Subflow:
         if self.rate >= 1.25 * self._plateau:
             self._plateau = self.rate
             self._rounds = 0
+            self._probed_since = None
             return
         self._rounds += 1
         if self._rounds == _FULL_ROUNDS:
             self.settled = True
             self._settled_at = now
+            self._probed_since = None
 
     def may_probe(self, now: float) -> bool:
         """True if it should get copies, to find out how fast it is (fastmtcp.engine.head_of_line).
@@ -265,7 +270,23 @@ class Subflow:
             self.settled = False
             self._plateau = 0.0
             self._rounds = 0
-        return not self.settled
+            self._probed_since = now
+        if self.settled:
+            return False
+        if self._probed_since is None:
+            self._probed_since = now
+        if now - self._probed_since > max(_PROBE_FOR, 6 * self.rtt):
+            # The copies never filled it, so nobody knows more than at the beginning.
+            self.settled = True
+            self._settled_at = now
+            self._probed_since = None
+            if self.rate < START_RATE:
+                self._rates.clear()
+                self._rates.append((now, START_RATE))
+                self.rate = START_RATE
+                self.chunk = START_CHUNK
+            return False
+        return True
 
     @property
     def through(self) -> int:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine.head_of_line import PERIOD, Gate, Guard
-from fastmtcp.engine.limits import MIB, Limits
+from fastmtcp.engine.limits import MIB, START_RATE, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Sample, Subflow
@@ -92,6 +92,17 @@ class TestProbing:
         assert not young.may_probe(now)
         # From time to time it is looked at again.
         assert young.may_probe(now + 10)
+
+    def test_one_that_copies_never_fill_is_taken_for_what_it_was_at_the_beginning(self) -> None:
+        young = Subflow(0, 0.0)
+        young.on_sample(sample(1000.0, 0.001), 0.1)
+        assert young.rate == 1000.0
+        assert young.may_probe(0.1)
+        assert young.may_probe(0.5)
+        assert not young.may_probe(0.7)
+        assert young.rate == START_RATE
+        young.on_sample(sample(1000.0, 0.001), 2.0)
+        assert young.rate == 1000.0
 
     def test_what_the_application_limits_says_nothing(self) -> None:
         young = Subflow(0, 0.0)
