@@ -14,7 +14,7 @@ Two rules prevent that:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from fastmtcp.engine.limits import KIB, MIN_CHUNK, START_RATE
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WORTHWHILE = 0.02
 """A subflow below this share of the others' rate is not worth waiting for."""
+
+_ABOUT_AS_LONG = 0.02
 
 PERIOD = 2.0
 """Seconds over which the guard compares."""
@@ -37,14 +39,15 @@ _ASIDE_MOST = 64.0
 class Gate:
     """Decides whether a subflow may have a chunk. update() after every round of samples."""
 
-    __slots__ = ("_all", "_lateness", "_measured")
+    __slots__ = ("_all", "_lateness", "_measured", "_shortest")
 
     def __init__(self) -> None:
         self._all = 0.0
         self._lateness = 0.0
         self._measured = False
+        self._shortest = 0.0
 
-    def update(self, bulk: Iterable[Subflow]) -> None:
+    def update(self, bulk: Collection[Subflow]) -> None:
         """Take the rates of the subflows that carry bulk data, and when chunks arrive on them."""
         total = lateness = 0.0
         measured = False
@@ -56,9 +59,13 @@ class Gate:
         self._all = total
         self._lateness = lateness
         self._measured = measured
+        self._shortest = min((subflow.rtt for subflow in bulk), default=0.0)
 
     def is_open(self, subflow: Subflow, stream: Stream, streams: int, now: float) -> bool:
         """True if `subflow` may have a chunk of `stream`, one of `streams` that send."""
+        if subflow.rtt <= 2 * self._shortest + _ABOUT_AS_LONG:
+            # As long as the others: what it seems to be slower may only be how young it is.
+            return True
         rate = subflow.rate
         if not rate and self._measured:
             return False
