@@ -200,7 +200,7 @@ class Inbound:
         if stream is None or not stream.open_received:
             return
         receive = stream.receive
-        if receive.window.on_blocked(frame.limit, receive.data.ready_bytes):
+        if receive.window.on_blocked(frame.limit, receive.data.ready_bytes, self._now):
             self._outbox.ack(stream, self._now, urgent=True)
 
     def _on_got(self, frame: Got) -> None:

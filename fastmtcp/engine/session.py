@@ -237,7 +237,7 @@ class Session:
         self._scheduler.add(stream, self._now)
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
-        stream.receive.window.take(count)
+        stream.receive.window.take(count, now)
         if stream.receive.fin_at is None and stream.receive.ack_is_urgent:
             self._outbox.ack(stream, now, urgent=True)
 

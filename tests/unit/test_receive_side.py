@@ -44,7 +44,7 @@ def test_complete_when_the_application_took_all() -> None:
     side = receiver()
     accept(side, 0, b"abc", fin=True)
     side.data.take(3)
-    side.window.take(3)
+    side.window.take(3, 0.0)
     assert side.complete
 
 
@@ -77,7 +77,7 @@ def test_credit_that_was_not_told_does_not_count() -> None:
     side = receiver()
     accept(side, 0, b"x" * FLOOR)
     side.data.take(FLOOR)
-    side.window.take(FLOOR)
+    side.window.take(FLOOR, 0.0)
     with pytest.raises(RemoteError):
         accept(side, FLOOR, b"x")
     side.window.tell()
@@ -138,5 +138,5 @@ def test_an_ack_is_urgent_when_the_peer_runs_dry() -> None:
     assert side.ack_is_urgent
     side.told = side.received
     assert not side.ack_is_urgent
-    side.window.take(FLOOR // 4)
+    side.window.take(FLOOR // 4, 0.0)
     assert side.ack_is_urgent
