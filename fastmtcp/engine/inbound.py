@@ -188,7 +188,7 @@ class Inbound:
         if send.on_ack(frame.received, frame.limit):
             count = send.buffer.base - before
             self._session.acked += count
-            self._session.let_go(count)
+            self._session.memory.let_go(count)
             stream.idle_probes = 0
             self._scheduler.add(stream, self._now)
             self._session.touch(stream)
@@ -247,7 +247,7 @@ class Inbound:
             held = send.held
             send.on_closed()
             self._session.acked += held
-            self._session.let_go(held)
+            self._session.memory.let_go(held)
             if stream.finished:
                 self._session.forget(stream)
             return

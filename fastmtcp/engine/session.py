@@ -15,7 +15,7 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
 
 from __future__ import annotations
 
-from fastmtcp.engine import liveness, watch
+from fastmtcp.engine import watch
 from fastmtcp.engine.codec import encode
 from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
@@ -34,7 +34,6 @@ from fastmtcp.engine.frames import (
     Goaway,
     Gone,
     Open,
-    Ping,
     Stalled,
 )
 from fastmtcp.engine.inbound import Inbound
@@ -44,8 +43,6 @@ from fastmtcp.engine.limits import (
     MAX_OWN_FRAMES,
     MAX_PAYLOAD,
     MAX_REASON,
-    MIN_SEND_ROOM,
-    REPEAT_SPACING,
     Limits,
 )
 from fastmtcp.engine.outbox import Outbox
@@ -54,9 +51,11 @@ from fastmtcp.engine.reassembly import GapPool
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.send_buffer import Buffer
+from fastmtcp.engine.send_memory import SendMemory
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.stream_ids import StreamIds
 from fastmtcp.engine.subflow import Past, Sample, Subflow
+from fastmtcp.engine.upkeep import Upkeep
 
 
 class Session:
@@ -84,6 +83,7 @@ class Session:
         self.holding = Holding(memory, client)
         self.holding.give_up = self._give_up
         self.holding.memory.holdings.add(self.holding)
+        self.memory = SendMemory(limits, self.holding, self.touch)
         self.pool = WindowPool(limits.window_pool, self.holding.memory)
         self.gaps = GapPool(limits.max_gaps)
         self.streams: dict[int, Stream] = {}
@@ -117,16 +117,10 @@ class Session:
         self._outbox = Outbox(limits)
         self._reports = Reports()
         self._own_waiting = False
-        self._starved: dict[Stream, None] = {}
         # What a client may have sent that is not here yet: its open streams and its resets.
         self._ids = StreamIds(3 * limits.max_streams)
-        self._held = 0
-        self._repeat_wanted = False
-        self._repeat_after = now
-        self._used_at = now
         self._now = now
-        self._empty_since: float | None = now
-        self._tick_at = now + 1.0
+        self._upkeep = Upkeep(self, self._outbox, now)
         self._rescued_at = now
         opens = Bucket(limits.opens_per_second, now)
         self._inbound = Inbound(
@@ -150,7 +144,7 @@ class Session:
         subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
         self.subflows[subflow_id] = subflow
         self._inbound.attach(subflow)
-        self._empty_since = None
+        self._upkeep.empty_since = None
         self._lanes.refresh(self.subflows.values())
         return subflow
 
@@ -164,7 +158,7 @@ class Session:
         self._now = now
         self._lanes.refresh(self.subflows.values())
         if not self.subflows:
-            self._empty_since = now
+            self._upkeep.empty_since = now
         if self.ended is not None:
             self.past.add(subflow)
             return
@@ -174,7 +168,7 @@ class Session:
         if self.subflows:
             # The peer may not have seen it die.
             self._outbox.hint(Gone(subflow.subflow_id))
-        self._repeat_wanted = True
+        self._upkeep.repeat_wanted = True
 
     def retire(self, subflow: Subflow) -> None:
         """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
@@ -223,17 +217,10 @@ class Session:
         credit = send.limit - send.buffer.end
         if credit * 4 < send.limit - send.acked:
             self._ask_for_credit(stream)
-        room = min(credit, self.limits.backlog - send.backlog)
-        most = max(self._held + self.holding.memory.spare, MIN_SEND_ROOM)
-        left = min(self.limits.send_buffer, most) - self._held
-        if left < room:
-            self._starved[stream] = None
-            room = left
-        return max(0, room)
+        return self.memory.room(stream, min(credit, self.limits.backlog - send.backlog))
 
     def on_written(self, stream: Stream, count: int) -> None:
-        self._held += count
-        self.holding.add(count)
+        self.memory.add(count)
         self._scheduler.add(stream, self._now)
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
@@ -281,7 +268,7 @@ class Session:
     @property
     def held(self) -> int:
         """Bytes kept for a possible reinjection."""
-        return self._held
+        return self.memory.held
 
     # --- sending ------------------------------------------------------------------------
 
@@ -290,8 +277,8 @@ class Session:
 
         None if there is nothing to send, or nobody who could.
         """
-        if self._repeat_wanted and now >= self._repeat_after:
-            self._repeat_control(now)
+        if self._upkeep.may_repeat(now):
+            self._upkeep.repeat(now)
         if self._own_waiting:
             waiting = [subflow for subflow in self.subflows.values() if subflow.own]
             self._own_waiting = bool(waiting)
@@ -390,7 +377,7 @@ class Session:
         """`subflow` has become suspect: say elsewhere what may be stuck on it."""
         self._reinject(subflow)
         self._lanes.refresh(self.subflows.values())
-        self._repeat_wanted = True
+        self._upkeep.repeat_wanted = True
 
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
@@ -437,35 +424,12 @@ class Session:
 
     def deadline(self) -> float:
         """When on_time() must be called at the latest."""
-        when = self._tick_at
-        if self._outbox.acks_at is not None:
-            when = min(when, self._outbox.acks_at)
-        return min(when, self._repeat_after) if self._repeat_wanted else when
+        return self._upkeep.deadline
 
     def on_time(self, now: float) -> list[Subflow]:
         """Do what is due. Returns the subflows that are dead: close and detach them."""
         self._now = now
-        self._outbox.on_time(now)
-        if now < self._tick_at or self.ended is not None:
-            return []
-        self._tick_at = now + 1.0
-        for stream in self.streams.values():
-            if liveness.is_stuck(stream, self.limits):
-                self._outbox.add(liveness.probe(stream))
-        self._outbox.repeat_resets()
-        self._look_for_idle(now)
-        self._wake_starved()
-        if self._empty_since is not None:
-            if now - self._empty_since >= self.limits.session_timeout:
-                self.end(SessionCode.TIMEOUT, "no subflow for too long")
-            return []
-        dead = []
-        for subflow in self.subflows.values():
-            if liveness.is_dead(subflow, self.limits, now):
-                dead.append(subflow)
-            elif liveness.wants_ping(subflow, self.limits, now):
-                self.say(subflow, Ping(int(now)))
-        return dead
+        return self._upkeep.on_time(now)
 
     def end(self, code: SessionCode, reason: str) -> None:
         """End the session: every stream is reset, the caller closes the subflows."""
@@ -502,29 +466,17 @@ class Session:
                 subflow.reinjected += stop - start
                 self._scheduler.promote(stream)
 
-    def _repeat_control(self, now: float) -> None:
-        """Control frames may have died with a subflow: say all again. They are idempotent."""
-        self._repeat_wanted = False
-        self._repeat_after = now + len(self.streams) * REPEAT_SPACING
-        if self.ended is not None:
-            return
-        for stream in self.streams.values():
-            if stream.open_received:
-                self._outbox.ack(stream, now, urgent=True)
-            if not stream.send.lost and liveness.needs_news(stream):
-                self._outbox.add(liveness.probe(stream))
-        for subflow in self.subflows.values():
-            self._reports.owe(subflow)
-        self._outbox.repeat_resets()
-        if self.draining:
-            self.drain()
-
     def _ask_for_credit(self, stream: Stream) -> None:
         """Tell the peer that a larger window would help; once for each limit."""
         send = stream.send
         if send.asked_at < send.limit and send.acked >= 0:
             send.asked_at = send.limit
             self._outbox.add(Blocked(stream.stream_id, send.limit))
+
+    def owe_reports(self) -> None:
+        """Tell the peer once more what has been read of each subflow."""
+        for subflow in self.subflows.values():
+            self._reports.owe(subflow)
 
     def touch(self, stream: Stream) -> None:
         if not stream.touched:
@@ -537,33 +489,6 @@ class Session:
             subflow.own.append(encode(frame))
             self._own_waiting = True
 
-    def let_go(self, count: int) -> None:
-        """`count` bytes need not be held any longer: whoever waits for the room may have it."""
-        self._held -= count
-        self.holding.add(-count)
-        if self._starved and 2 * self._held < self.limits.send_buffer:
-            self._wake_starved()
-
-    def _wake_starved(self) -> None:
-        """Once a second too: the room may be what another session of the worker has let go."""
-        for stream in self._starved:
-            self.touch(stream)
-        self._starved.clear()
-
-    def _look_for_idle(self, now: float) -> None:
-        """End what has had nothing to do for too long, if there is a limit to that."""
-        timeout = self.limits.stream_idle_timeout
-        if timeout:
-            for stream in list(self.streams.values()):
-                if liveness.is_idle(stream, timeout, now):
-                    self.touch(stream)
-                    self.reset_stream(stream, ResetCode.IDLE)
-        timeout = self.limits.session_idle_timeout
-        if self.streams or not timeout:
-            self._used_at = now
-        elif now - self._used_at >= timeout:
-            self.end(SessionCode.NORMAL, f"no stream for {timeout:g} s")
-
     def _give_up(self) -> None:
         text = "the worker's memory is used up, and this session holds most of it"
         self.end(SessionCode.LIMIT, text)
@@ -575,13 +500,13 @@ class Session:
     def forget(self, stream: Stream) -> None:
         if self.streams.pop(stream.stream_id, None) is None:
             return
-        self._starved.pop(stream, None)
+        self.memory.forget(stream)
         self.holding.client.streams -= 1
         self.past_payload_sent += stream.send.buffer.end
         self.past_payload_received += stream.receive.data.next
         held = stream.send.held
         stream.send.buffer.clear()
-        self.let_go(held)
+        self.memory.let_go(held)
         stream.receive.window.close()
         if stream.reset_code is not None:
             stream.receive.data.clear()
