@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 
 from fastmtcp.arrivals import Arrival, Arrivals
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
-from fastmtcp.config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastmtcp.auth import Grant
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits

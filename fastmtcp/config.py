@@ -1,55 +1,30 @@
-"""Every setting: its default, unit and check, in one place.
+"""What the settings of client and server have in common: default, unit and check of each.
 
 The command-line options and their `--help`, the keys of the TOML file and the values that the
-processes get are all made from the two Structs below, by fastmtcp.settings.
+processes get are all made from fastmtcp.client_config and fastmtcp.server_config, by
+fastmtcp.settings.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 
 from fastmtcp import control
-from fastmtcp.config_checks import (
-    check_destination,
-    check_limits,
-    check_listen,
-    check_paths,
-    check_places,
-)
-from fastmtcp.connections import EXPECTED, Connections
-from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import ClientLimits, Limits, ServerLimits
-from fastmtcp.errors import ConfigError
-from fastmtcp.identity import NAME_FORM, is_name
-from fastmtcp.link import parse_fingerprint
-from fastmtcp.path import PathSpec
 from fastmtcp.settings import (
-    LIMITS,
-    LISTENING,
     LOGGING,
     PROCESSES,
     SECURITY,
-    SERVER_PATH,
     SESSIONS,
-    TARGET,
     Setting,
     SettingError,
     Settings,
     check_file_name,
 )
-from fastmtcp.targets import Rule
-from fastmtcp.ways_in import Forward, WayIn
 
 MAX_WORKERS = 256
-SPARE_SUBFLOWS = 8
-MAX_SUBFLOWS = Limits().max_subflows - SPARE_SUBFLOWS
-"""Subflows that one worker may have: a server lets a session have 128, and some of those are the
-express subflow and the ones that are being replaced."""
-
 CONTROL_OFF = "off"
 
 # As useradd(8) and groupadd(8) allow them.
@@ -60,8 +35,6 @@ Workers = Annotated[int, Meta(ge=1, le=MAX_WORKERS)]
 Timeout = Annotated[float, Meta(ge=0.1, le=600)]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
-EgressMode = Literal["auto", "off"]
-ProxyHeaders = Literal["off", "v1", "v2"]
 
 
 class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,7 +125,7 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def check(self) -> None:
         """Raise SettingError if the values do not fit together."""
         for key in ("key_file", "certificate", "certificate_key"):
-            _check_file(self, key)
+            check_file(self, key)
         if self.certificate_key is not None and self.certificate is None:
             raise SettingError("certificate_key", "belongs to a certificate; set that as well")
         if self.user is not None and not _USER.fullmatch(self.user):
@@ -177,388 +150,7 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return min(max(usable, 1), MAX_WORKERS)
 
 
-class ServerConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of `fastmtcp-server`."""
-
-    program: ClassVar[str] = "fastmtcp-server"
-
-    listen: Annotated[
-        tuple[Endpoint, ...],
-        Setting(
-            LISTENING,
-            "Where to accept connections of fastmtcp-client. *:7700 means all addresses, port 0 "
-            "any free port. Anything but loopback needs a key file or a list of clients.",
-            metavar="HOST:PORT",
-        ),
-    ] = (Endpoint("127.0.0.1", 7700),)
-    target: Annotated[
-        Endpoint,
-        Setting(
-            TARGET, "Where to forward the streams that name no target to.", metavar="HOST:PORT"
-        ),
-    ] = Endpoint("127.0.0.1", 5201)
-    allow: Annotated[
-        tuple[Rule, ...],
-        Setting(
-            TARGET,
-            "Targets that clients may choose: a name, *.NAME for all names below it, an address, a "
-            "network as in 10.1.0.0/16, or * for everything public; behind it a port, several as "
-            "in 80,443, a range as in 8000-8099, or *. Addresses that are not public (loopback, "
-            "private, link-local, metadata, ...) must be listed by number. CLIENT@ before it makes "
-            "it one for the client of this name only.",
-            metavar="[CLIENT@]HOST:PORTS",
-            default_text="none",
-        ),
-    ] = ()
-    send_proxy: Annotated[
-        ProxyHeaders,
-        Setting(
-            TARGET,
-            "Begin each connection to the server's own target with a PROXY protocol header of this "
-            "version, so that the target sees the application's address.",
-        ),
-    ] = "off"
-    connect_timeout: Annotated[
-        Timeout,
-        Setting(
-            TARGET,
-            "How long the target may take to accept a connection.",
-            metavar="SECONDS",
-            unit="seconds",
-        ),
-    ] = 10.0
-
-    clients_file: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "List of clients, which `fastmtcp client add|list|revoke` changes; it is read again "
-            "then.",
-            metavar="FILE",
-            default_text="none",
-            is_file=True,
-        ),
-    ] = None
-    tls: Annotated[
-        bool,
-        Setting(
-            SECURITY,
-            "Encrypt all connections with TLS 1.3. Without it the bytes travel as the applications "
-            "send them.",
-        ),
-    ] = False
-    client_ca_file: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "Let in only clients that also have a certificate of this authority, in PEM.",
-            metavar="FILE",
-            default_text="none",
-            is_file=True,
-        ),
-    ] = None
-    public_address: Annotated[
-        Endpoint | None,
-        Setting(
-            SECURITY,
-            "Where clients reach this server; `fastmtcp client add` writes it into its links.",
-            metavar="HOST:PORT",
-            default_text="none",
-        ),
-    ] = None
-    limits: Annotated[
-        ServerLimits,
-        Setting(LIMITS, "What clients may make this server hold and do."),
-    ] = ServerLimits()
-
-    def session_limits(self) -> ServerLimits:
-        return msgspec.structs.replace(self.limits, session_timeout=self.session_timeout)
-
-    def check(self) -> None:
-        Config.check(self)
-        check_listen(self.listen)
-        check_limits(self.limits)
-        check_destination("target", self.target)
-        if self.public_address is not None:
-            check_destination("public_address", self.public_address)
-        for key in ("clients_file", "client_ca_file"):
-            _check_file(self, key)
-        if self.tls and self.certificate is None:
-            raise SettingError(
-                "tls",
-                "needs a certificate; set one, or let `fastmtcp init server` make all that is "
-                "needed",
-            )
-        if self.client_ca_file is not None and not self.tls:
-            raise SettingError("client_ca_file", "needs TLS; set tls = true as well")
-        if self.key_file is None and self.clients_file is None:
-            for endpoint in self.listen:
-                if not endpoint.is_loopback:
-                    raise SettingError(
-                        "listen",
-                        f"{endpoint} is not loopback, and a server without a key listens on "
-                        "loopback only; let `fastmtcp init server` set up all that is needed, or "
-                        "make a key with `fastmtcp keygen fastmtcp.key` and add "
-                        "`--key-file fastmtcp.key`",
-                    )
-
-
-class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The settings of `fastmtcp-client`."""
-
-    program: ClassVar[str] = "fastmtcp-client"
-
-    listen: Annotated[
-        tuple[Endpoint, ...] | None,
-        Setting(
-            LISTENING,
-            "Where to accept applications. *:7701 means all addresses, port 0 any free port.",
-            metavar="HOST:PORT",
-            default_text="127.0.0.1:7701, if there is no other way in",
-        ),
-    ] = None
-    forward: Annotated[
-        tuple[Forward, ...],
-        Setting(
-            LISTENING,
-            "A port of this machine, by default of 127.0.0.1, and the target of all who connect "
-            "to it, as with ssh -L. unix:/PATH:HOST:PORT listens on a unix socket. The server must "
-            "allow the target.",
-            metavar="[BIND:]PORT:HOST:PORT",
-            default_text="none",
-        ),
-    ] = ()
-    proxy: Annotated[
-        tuple[Endpoint, ...],
-        Setting(
-            LISTENING,
-            "Where to accept applications that say themselves where to go, as they say it to a "
-            "SOCKS5 or an HTTP proxy: both on one port. The server must allow the target. "
-            "Anything but loopback needs a login.",
-            metavar="HOST:PORT",
-            default_text="none",
-        ),
-    ] = ()
-    accept_proxy: Annotated[
-        bool,
-        Setting(
-            LISTENING,
-            "Every connection begins with a PROXY protocol header (version 1 or 2) that says whose "
-            "it is, as a load balancer sends it; those without are reset.",
-        ),
-    ] = False
-    proxy_login_file: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "File with USER:PASSWORD that applications must give to the proxy, in one line; only "
-            "its owner may have access to it.",
-            metavar="FILE",
-            default_text="none",
-            is_file=True,
-        ),
-    ] = None
-    target: Annotated[
-        Endpoint | None,
-        Setting(
-            TARGET,
-            "Where the server shall forward what arrives where no target is named. The server must "
-            "allow it.",
-            metavar="HOST:PORT",
-            default_text="the server's own target",
-        ),
-    ] = None
-    server: Annotated[
-        tuple[PathSpec, ...] | None,
-        Setting(
-            SERVER_PATH,
-            "A path to fastmtcp-server, with its options behind it: bind=ADDRESS and dev=INTERFACE "
-            "choose the way out, connections=N or MIN-MAX its connections, direction=both, up or "
-            "down what it carries; backup means only while nothing else works; "
-            "via=socks5://HOST:PORT or via=http://HOST:PORT a proxy, with USER:PASSWORD@ before "
-            "its HOST if it wants that.",
-            metavar="HOST:PORT[,OPTION...]",
-            default_text="the address in the link, else 127.0.0.1:7700",
-        ),
-    ] = None
-    connections: Annotated[
-        Connections,
-        Setting(
-            SERVER_PATH,
-            "TCP connections on each path that does not say how many, for each worker: "
-            f"{EXPECTED}, within which it finds the number that is worth it.",
-            metavar="N|MIN-MAX",
-        ),
-    ] = Connections(2, 16)
-    egress: Annotated[
-        EgressMode,
-        Setting(
-            SERVER_PATH,
-            "auto makes one path of each local address to each server that has no bind or dev, "
-            "and follows interfaces that come and go.",
-        ),
-    ] = "off"
-    express: Annotated[
-        bool,
-        Setting(
-            SERVER_PATH,
-            "One more connection for each worker, on the first path, where small streams do not "
-            "wait behind bulk data.",
-        ),
-    ] = True
-    connect_timeout: Annotated[
-        Timeout,
-        Setting(
-            SERVER_PATH,
-            "How long the server may take to accept a connection.",
-            metavar="SECONDS",
-            unit="seconds",
-        ),
-    ] = 10.0
-
-    link_file: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "File with the link that the server gave this client: address, name, key and "
-            "fingerprint. The link itself may be in FASTMTCP_LINK of the environment instead.",
-            metavar="FILE",
-            default_text="none",
-            envvar="FASTMTCP_LINK_FILE",
-            is_file=True,
-        ),
-    ] = None
-    name: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "Name of this client in the server's list, if its key is in a key file.",
-            metavar="NAME",
-            default_text="none",
-        ),
-    ] = None
-    tls: Annotated[
-        bool | None,
-        Setting(
-            SECURITY,
-            "Encrypt all connections with TLS 1.3. The server must do so too.",
-            default_text="if the link or another setting names the server's certificate",
-        ),
-    ] = None
-    fingerprint: Annotated[
-        tuple[str, ...],
-        Setting(
-            SECURITY,
-            "SHA-256 of the server's certificate, as A1:B2:...",
-            metavar="SHA-256",
-            default_text="in the link",
-        ),
-    ] = ()
-    ca_file: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "Accept a server certificate of this authority, in PEM, if it has the server's name.",
-            metavar="FILE",
-            default_text="those of the system, if there is no fingerprint",
-            is_file=True,
-        ),
-    ] = None
-    server_name: Annotated[
-        str | None,
-        Setting(
-            SECURITY,
-            "Name that the server's certificate must have.",
-            metavar="NAME",
-            default_text="the host of the path",
-        ),
-    ] = None
-    limits: Annotated[
-        ClientLimits,
-        Setting(LIMITS, "What the server may make this client hold and do."),
-    ] = ClientLimits()
-
-    def session_limits(self) -> ClientLimits:
-        return msgspec.structs.replace(self.limits, session_timeout=self.session_timeout)
-
-    def check(self) -> None:
-        Config.check(self)
-        if self.listen is not None:
-            check_listen(self.listen)
-        check_places(self.ways_in)
-        if self.proxy_login_file is not None:
-            check_file_name("proxy_login_file", self.proxy_login_file)
-        for endpoint in self.proxy:
-            if not endpoint.is_loopback and self.proxy_login_file is None:
-                raise SettingError(
-                    "proxy",
-                    f"{endpoint} is not loopback, and without a login everybody who can reach it "
-                    "could use the proxy; write USER:PASSWORD to a file of mode 0600 and add "
-                    "`--proxy-login-file FILE`",
-                )
-        if self.target is not None:
-            check_destination("target", self.target)
-        check_limits(self.limits)
-        check_paths(self.paths)
-        for key in ("link_file", "ca_file"):
-            _check_file(self, key)
-        if self.link_file is not None:
-            for key in ("key_file", "name"):
-                if getattr(self, key) is not None:
-                    raise SettingError(key, "is in the link already; leave it or link_file out")
-        if self.name is not None and not is_name(self.name):
-            raise SettingError("name", f"{self.name[:80]!r} is no name of a client; {NAME_FORM}")
-        if self.name is not None and self.key_file is None:
-            raise SettingError("name", "needs the key of this client; set key_file as well")
-        for text in self.fingerprint:
-            try:
-                parse_fingerprint(text)
-            except ConfigError as error:
-                raise SettingError("fingerprint", f"{text[:100]!r} {error}") from None
-        for key in ("fingerprint", "ca_file", "server_name", "certificate"):
-            if self.tls is False and getattr(self, key):
-                raise SettingError(key, "needs TLS, which is turned off; remove one of the two")
-        if self.subflows > self.most_subflows:
-            raise SettingError(
-                "server",
-                f"the paths have {self.subflows} connections or more, the limit is "
-                f"{self.most_subflows}; lower --connections or the connections= of a path",
-            )
-
-    @property
-    def ways_in(self) -> tuple[WayIn, ...]:
-        """Where applications connect."""
-        listen = self.listen
-        if listen is None:
-            alone = not (self.forward or self.proxy)
-            listen = (Endpoint("127.0.0.1", 7701),) if alone else ()
-        target = str(self.target or "")
-        return (
-            *(WayIn(endpoint, target=target) for endpoint in listen),
-            *(WayIn(forward.place, target=str(forward.target)) for forward in self.forward),
-            *(WayIn(endpoint, "proxy") for endpoint in self.proxy),
-        )
-
-    @property
-    def paths(self) -> tuple[PathSpec, ...]:
-        """The paths to use; those of a link are filled in by fastmtcp.credentials."""
-        return _USUAL_PATHS if self.server is None else self.server
-
-    @property
-    def most_subflows(self) -> int:
-        """Connections that one worker may have on all paths."""
-        return min(MAX_SUBFLOWS, self.limits.max_subflows - SPARE_SUBFLOWS)
-
-    @property
-    def subflows(self) -> int:
-        """The fewest connections of one worker on all paths, the express one not counted."""
-        return sum((path.connections or self.connections).least for path in self.paths)
-
-
-_USUAL_PATHS = (PathSpec(Endpoint("127.0.0.1", 7700)),)
-
-
-def _check_file(config: Config, key: str) -> None:
+def check_file(config: Config, key: str) -> None:
     name = getattr(config, key)
     if name is not None:
         check_file_name(key, name)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable, Sequence, Set
 
 from fastmtcp.auth import ClientHandshake, Grant, RefuseCode, RefusedError
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.role import Role

@@ -19,7 +19,6 @@ from fastmtcp.auth import (
     ServerHandshake,
     new_session_id,
 )
-from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import ServerLimits
@@ -41,6 +40,7 @@ from fastmtcp.io.tcp import text_address, tune
 from fastmtcp.io.tls import ServerTls, Tls
 from fastmtcp.proxy_header import header, parse_source
 from fastmtcp.reception import Handoff, Reception
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.status import Observed, PathInfo
 from fastmtcp.targets import Rule
 

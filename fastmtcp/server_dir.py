@@ -9,13 +9,13 @@ import shutil
 from pathlib import Path
 
 from fastmtcp import certificate, clients, settings
-from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError, FastmtcpError
 from fastmtcp.identity import KEY_SIZE, NAME_FORM, Identity, is_name
 from fastmtcp.io.tls import fingerprint, read_certificate
 from fastmtcp.keys import write_private
 from fastmtcp.link import Link
+from fastmtcp.server_config import ServerConfig
 
 CONFIG = "server.toml"
 USUAL_NAME = "fastmtcp-server"

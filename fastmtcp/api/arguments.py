@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from fastmtcp import credentials, settings
-from fastmtcp.config import ClientConfig, Config, ServerConfig
+from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import Config
 from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.identity import KEY_SIZE, UNNAMED, Identity, unnamed
 from fastmtcp.link import Link
 from fastmtcp.path import PathSpec
+from fastmtcp.server_config import ServerConfig
 
 Address = tuple[str, int]
 Paths = str | PathSpec | Address | Sequence[str | PathSpec | Address]

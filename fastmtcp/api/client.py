@@ -18,7 +18,7 @@ from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.api.opening import Opened, Opening
 from fastmtcp.api.pair import make_pair
 from fastmtcp.client import ClientWorker
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import LocalError
 from fastmtcp.status import WorkerReport

@@ -23,7 +23,6 @@ from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core
 from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.api.pair import make_pair
-from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
@@ -31,6 +30,7 @@ from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.tcp import tune
 from fastmtcp.server import ServerSession, ServerWorker
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.status import WorkerReport
 
 log = logging.getLogger("fastmtcp.library")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmtcp.cli.options import run, settings_command
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 
 
 def _serve(config: ClientConfig) -> int:

@@ -19,7 +19,7 @@ from fastmtcp.api import arguments
 from fastmtcp.api.client import Client
 from fastmtcp.api.errors import reset_error
 from fastmtcp.cli.options import settings_command
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import FastmtcpError, StartError

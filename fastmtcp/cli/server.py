@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmtcp.cli.options import run, settings_command
-from fastmtcp.config import ServerConfig
+from fastmtcp.server_config import ServerConfig
 
 
 def _serve(config: ServerConfig) -> int:

@@ -19,12 +19,14 @@ from functools import partial
 from fastmtcp import credentials, logs, privileges
 from fastmtcp import login as logins
 from fastmtcp.client import ClientWorker
-from fastmtcp.config import CONTROL_OFF, ClientConfig, Config, ServerConfig
+from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import CONTROL_OFF, Config
 from fastmtcp.control import ControlName
 from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.server import ServerWorker
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.ways_in import Place, UnixPath
 from fastmtcp.workers.channel import (
     CannotStart,

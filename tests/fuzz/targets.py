@@ -19,7 +19,7 @@ from fastmtcp.auth import (
     Preamble,
     ServerHandshake,
 )
-from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.control import ControlName, parse_listed
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import FrameReader
@@ -49,6 +49,7 @@ from fastmtcp.path import PathSpec, Proxy
 from fastmtcp.proxy_header import HeaderReader
 from fastmtcp.proxy_protocol import ProxyConversation, conversation
 from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.targets import Rule
 from fastmtcp.units import parse_delay, parse_rate
 from fastmtcp.ways_in import Forward

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 from fastmtcp import slot as slot_module
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
-from fastmtcp.config import ClientConfig, ServerConfig
 from fastmtcp.connections import Connections
 from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
@@ -26,6 +26,7 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tls import ClientTls
 from fastmtcp.path import PathSpec
 from fastmtcp.server import ServerWorker
+from fastmtcp.server_config import ServerConfig
 
 from tests.io.certificates import Files
 from tests.io.net import (

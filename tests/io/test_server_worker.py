@@ -19,7 +19,6 @@ from fastmtcp.auth import (
     RefuseCode,
     RefusedError,
 )
-from fastmtcp.config import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import encode
 from fastmtcp.engine.errors import ResetCode, SessionCode
@@ -29,6 +28,7 @@ from fastmtcp.identity import UNNAMED, Identity, unnamed
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.server import ServerWorker
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.targets import Rule
 
 from tests.io.net import WAIT, Background, run_until, turn

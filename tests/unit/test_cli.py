@@ -18,11 +18,12 @@ from click.testing import CliRunner
 from fastmtcp import __version__, config, keys, settings
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
-from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, PeerError, StartError
 from fastmtcp.path import PathSpec
+from fastmtcp.server_config import ServerConfig
 
 HEX = "0123456789abcdef" * 4
 PROGRAMS = [(server, ServerConfig), (client, ClientConfig)]

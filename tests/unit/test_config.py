@@ -8,12 +8,13 @@ from typing import Any
 import psutil
 import pytest
 from fastmtcp import config, settings
-from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.connections import EXPECTED, Connections, fit
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.ways_in import WayIn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -586,7 +587,9 @@ def test_worker_count_is_what_was_set() -> None:
 
 def test_worker_count_respects_the_affinity() -> None:
     code = (
-        "import psutil; from fastmtcp.config import ServerConfig, ClientConfig\n"
+        "import psutil\n"
+        "from fastmtcp.client_config import ClientConfig\n"
+        "from fastmtcp.server_config import ServerConfig\n"
         "me = psutil.Process(); me.cpu_affinity(me.cpu_affinity()[:1])\n"
         "print(ServerConfig().worker_count(), ClientConfig().worker_count())"
     )

@@ -13,15 +13,17 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from fastmtcp import config, settings, status
+from fastmtcp import client_config, settings, status
 from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
-from fastmtcp.config import ClientConfig, Config, ServerConfig
+from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import Config
 from fastmtcp.connections import MAX_CONNECTIONS
 from fastmtcp.engine import limits
 from fastmtcp.engine.limits import KIB, MIB, ClientLimits, Limits, ServerLimits
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import KEYS, PathSpec
+from fastmtcp.server_config import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -275,7 +277,7 @@ def test_the_readme_has_every_option_of_a_path() -> None:
 
 def test_the_readme_says_how_many_connections_there_may_be() -> None:
     text = " ".join(README.split())
-    assert f"{MAX_CONNECTIONS} is the most for a path, {config.MAX_SUBFLOWS} for all" in text
+    assert f"{MAX_CONNECTIONS} is the most for a path, {client_config.MAX_SUBFLOWS} for all" in text
 
 
 def test_the_readme_has_every_key_of_the_status() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fastmtcp import settings
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from fastmtcp import certificate, clients, credentials, settings
 from fastmtcp.cli import main
-from fastmtcp.config import ClientConfig, ServerConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, StartError
 from fastmtcp.identity import UNNAMED, Identity
 from fastmtcp.io.tls import fingerprint, read_certificate
 from fastmtcp.link import Link
 from fastmtcp.path import PathSpec
+from fastmtcp.server_config import ServerConfig
 from fastmtcp.server_dir import ServerDir
 
 ADDRESS = Endpoint("vps.example.com", 7700)

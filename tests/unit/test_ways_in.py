@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp import settings
-from fastmtcp.config import ClientConfig
+from fastmtcp.client_config import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.ways_in import Forward, Place, UnixPath, WayIn
