@@ -12,7 +12,8 @@ from fastmtcp.auth import NEW_SESSION, Preamble, RefusedError, ServerHandshake
 from fastmtcp.engine.limits import START_LOWAT, ServerLimits
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import Clients
-from fastmtcp.io.handshakes import Arrival, GoneError, ServerSocketHandshake
+from fastmtcp.io.dialogue import GoneError
+from fastmtcp.io.handshakes import Arrival, ServerSocketHandshake
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.tcp import tune_subflow

@@ -25,114 +25,52 @@ from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.identity import Clients, Identity
-from fastmtcp.io.loop import READ, Loop
+from fastmtcp.io.dialogue import Dialogue
+from fastmtcp.io.loop import Loop
 from fastmtcp.io.tls import ClientTls, ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.handshake")
-
-_READ_SIZE = 2048
-
-
-class GoneError(PeerError):
-    """The peer, or the network, has ended the connection."""
 
 
 class SupersededError(PeerError):
     """The handshake was given up because another one makes the session."""
 
 
-class _SocketHandshake:
-    """What all have in common: the socket, the deadline, and one way out."""
+class _SocketHandshake(Dialogue):
+    """A part of the handshake, in the clear or in TLS."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, until: float) -> None:
-        self._loop = loop
-        self._sock = sock
+    _CLOSED = "the peer closed the connection during the handshake"
+    _SILENT = "no answer to the handshake"
+
+    def __init__(self, loop: Loop, sock: socket.socket, until: float, early: bytes = b"") -> None:
+        super().__init__(loop, sock, until, early)
         self._tls: Tls | None = None
-        self._over = False
-        loop.watch(sock.fileno(), self._on_event)
-        # Behind watch(): that may fail, and then there is nothing to time out.
-        self._timer = loop.call_at(until, self._on_timeout)
 
-    def cancel(self) -> None:
-        """Give up without telling anybody."""
-        if self._leave():
-            self._close()
-
-    def _leave(self) -> bool:
-        """End the handshake; true if it was not over. The socket stays watched."""
-        if self._over:
-            return False
-        self._over = True
-        self._timer.cancel()
-        return True
-
-    def _on_event(self, mask: int) -> None:
-        if not mask & READ:
+    def _take(self, data: bytes) -> None:
+        if self._tls is None:
+            self._on_data(data)
             return
-        while not self._over:
-            try:
-                data = self._sock.recv(self._wanted())
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._fail(GoneError(error.strerror or str(error)))
-                return
-            if not data:
-                self._fail(GoneError("the peer closed the connection during the handshake"))
-                return
-            self._take(data)
-
-    def _wanted(self) -> int:
-        """The most bytes to read."""
-        return _READ_SIZE
-
-    def _take(self, wire: bytes) -> None:
-        """Bytes of the socket."""
+        was_up = self._tls.is_up
         try:
-            if self._tls is None:
-                self._on_data(wire)
-                return
-            was_up = self._tls.is_up
-            try:
-                data, answer = self._tls.feed(wire)
-            except PeerError:
-                self._send(self._tls.parting_words())
-                raise
-            self._send(answer)
-            if self._tls.is_up and not was_up:
-                self._on_secure(self._tls)
-            if data:
-                self._on_data(data)
-        except PeerError as error:
-            self._fail(error)
+            clear, answer = self._tls.feed(data)
+        except PeerError:
+            self._send(self._tls.parting_words())
+            raise
+        self._send(answer)
+        if self._tls.is_up and not was_up:
+            self._on_secure(self._tls)
+        if clear:
+            self._on_data(clear)
 
     def _say(self, data: bytes) -> None:
         """Send a message, through TLS if there is one."""
         if data:
             self._send(sealed(self._tls, data))
 
-    def _send(self, wire: bytes) -> None:
-        """A whole handshake is smaller than a fresh socket's buffer."""
-        if wire:
-            try:
-                self._sock.send(wire)
-            except OSError as error:
-                raise GoneError(error.strerror or str(error)) from None
-
-    def _on_timeout(self) -> None:
-        self._fail(PeerError("no answer to the handshake"))
-
-    def _close(self) -> None:
-        self._loop.unwatch(self._sock.fileno())
-        self._sock.close()
-
     def _on_secure(self, tls: Tls) -> None:
         """TLS is up."""
 
     def _on_data(self, data: bytes) -> None:
-        raise AssertionError("abstract")
-
-    def _fail(self, error: PeerError) -> None:
         raise AssertionError("abstract")
 
 
@@ -159,7 +97,7 @@ class ClientSocketHandshake(_SocketHandshake):
         security: ClientTls | None = None,
         host: str = "",
     ) -> None:
-        super().__init__(loop, sock, loop.now + HANDSHAKE_TIMEOUT)
+        super().__init__(loop, sock, loop.now + HANDSHAKE_TIMEOUT, early)
         self._new_handshake = partial(
             ClientHandshake, identity, os.urandom(NONCE_SIZE), subflow_id, join, role
         )
@@ -167,7 +105,6 @@ class ClientSocketHandshake(_SocketHandshake):
         self._security = security
         self._done = done
         self._failed = failed
-        self._early = early
         self._may_go_on = may_go_on
         session = join.session if join is not None else b""
         preamble = Preamble.of(session, tls=security is not None).encode()
@@ -182,21 +119,14 @@ class ClientSocketHandshake(_SocketHandshake):
             # Not from here: the caller does not know us yet.
             loop.call_soon(partial(self._fail, error))
             return
-        # Edges that were told to the socket's former owner do not come again.
-        loop.call_soon(self._begin)
+        self._begin_soon()
 
-    def _begin(self) -> None:
-        if self._early and not self._over:
-            self._take(self._early)
-        self._on_event(READ)
-
-    def _take(self, wire: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         if self._tls is not None and not self._tls.is_up:
-            refused = clear_refusal(wire)
+            refused = clear_refusal(data)
             if refused is not None:
-                self._fail(refused)
-                return
-        super()._take(wire)
+                raise refused
+        super()._take(data)
 
     def _on_secure(self, tls: Tls) -> None:
         assert self._security is not None
@@ -287,20 +217,16 @@ class ServerSocketHandshake(_SocketHandshake):
         self._handshake = ServerHandshake(clients, os.urandom(NONCE_SIZE), preamble, certificate)
         self._security = security
         if preamble.tls == (security is not None):
-            # Edges that were told to the socket's former owner do not come again.
-            loop.call_soon(self._begin)
+            self._begin_soon()
         else:
             error = RefusedError(RefuseCode.TLS, TLS_DIFFERS[preamble.tls])
             loop.call_soon(partial(self._fail, error))
 
-    def _begin(self) -> None:
-        self._on_event(READ)
-
-    def _take(self, wire: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         if self._security is not None and self._tls is None:
             # Not before its first bytes are here: it takes some memory.
             self._tls = self._security.accept()
-        super()._take(wire)
+        super()._take(data)
 
     def _on_data(self, data: bytes) -> None:
         self._say(self._handshake.feed(data))

@@ -11,6 +11,7 @@ from typing import Protocol
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
 from fastmtcp.errors import PeerError
+from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import ERR, HUP, READ, Loop, Timer
 from fastmtcp.io.tcp import abort
 
@@ -43,12 +44,14 @@ class Opening(Protocol):
         an `answer`."""
 
 
-class Preface:
+class Preface(Dialogue):
     """Reads an application's opening words.
 
     Calls either `done(self)`, with the socket still watched, or `failed(error)`, with the socket
     closed or about to be; neither after cancel(). `early` are bytes of the socket already read.
     """
+
+    _SILENT = "it says nothing, or not enough"
 
     def __init__(
         self,
@@ -59,57 +62,16 @@ class Preface:
         failed: Callable[[PeerError], None],
         early: bytes = b"",
     ) -> None:
-        self._loop = loop
-        self._sock = sock
+        super().__init__(loop, sock, loop.now + PREFACE_TIMEOUT, early)
         self._opening = opening
         self._done = done
         self._failed = failed
-        self._early = early
-        self._over = False
-        loop.watch(sock.fileno(), self._on_event)
-        self._timer = loop.call_later(PREFACE_TIMEOUT, self._on_timeout)
-        # Not from here: the caller does not know us yet.
-        loop.call_soon(lambda: self._on_event(READ))
+        self._begin_soon()
 
-    def cancel(self) -> None:
-        """Reset the connection without telling anybody here."""
-        if self._leave():
-            _drop(self._loop, self._sock)
-
-    def _on_event(self, mask: int) -> None:
-        early, self._early = self._early, b""
-        if early and not self._over:
-            self._on_data(early)
-        while mask & READ and not self._over:
-            try:
-                data = self._sock.recv(_READ_SIZE)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._fail(PeerError(error.strerror or str(error)))
-                return
-            if not data:
-                self._fail(PeerError("it closed the connection"))
-                return
-            self._on_data(data)
-
-    def _on_data(self, data: bytes) -> None:
-        try:
-            answer = self._opening.feed(data)
-            if answer:
-                # Far smaller than a fresh socket's buffer.
-                self._sock.send(answer)
-        except PeerError as error:
-            self._fail(error)
-            return
-        except OSError as error:
-            self._fail(PeerError(error.strerror or str(error)))
-            return
+    def _take(self, data: bytes) -> None:
+        self._send(self._opening.feed(data))
         if self._opening.done and self._leave():
             self._done()
-
-    def _on_timeout(self) -> None:
-        self._fail(PeerError("it says nothing, or not enough"))
 
     def _fail(self, error: PeerError) -> None:
         if self._leave():
@@ -117,16 +79,11 @@ class Preface:
             if answer:
                 say_farewell(self._loop, self._sock, answer)
             else:
-                _drop(self._loop, self._sock)
+                self._close()
             self._failed(error)
 
-    def _leave(self) -> bool:
-        """End it; true if it was not over. The socket stays watched."""
-        if self._over:
-            return False
-        self._over = True
-        self._timer.cancel()
-        return True
+    def _close(self) -> None:
+        _drop(self._loop, self._sock)
 
 
 class Waiting:
