@@ -187,34 +187,31 @@ def silent_bridged(bench: Bench) -> None:
     """The line behind a bridge goes silent: the longest pause at the receiver."""
     name = "silence behind a bridge"
     with uplinks([PLAIN, PLAIN], bench.wan) as net, bridge(net, 1) as over:
-        for direction in tools.DIRECTIONS:
-
-            def cut(process: Process) -> None:
-                time.sleep(SILENT_FROM)
-                net.silence(1)
-
-            with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
-                run = transfer(net.names, direction, 200_000_000, cut)
-            net.restore()
-            check(run, name)
-            bench.note(name, "fastmtcp", direction, "pause_ms", run["longest_pause_ms"])
+        pauses(bench, name, net, [*paths(net, [0]), over], 1, 200_000_000)
 
 
 def silent(bench: Bench) -> None:
     """One of four lines goes silent: the longest pause at the receiver."""
     name = "one of four goes silent"
     with uplinks(FOUR, bench.wan) as net:
-        for direction in tools.DIRECTIONS:
+        pauses(bench, name, net, paths(net, range(4)), 2, 400_000_000)
 
-            def cut(process: Process) -> None:
-                time.sleep(SILENT_FROM)
-                net.silence(2)
 
-            with forwarder(net.names, TARGET, paths(net, range(4)), 1):
-                run = transfer(net.names, direction, 400_000_000, cut)
-            net.restore()
-            check(run, name)
-            bench.note(name, "fastmtcp", direction, "pause_ms", run["longest_pause_ms"])
+def pauses(
+    bench: Bench, name: str, net: Uplinks, over: Sequence[str], victim: int, size: int
+) -> None:
+    """Silence the line `victim` while `size` bytes travel over the paths `over`."""
+
+    def cut(process: Process) -> None:
+        time.sleep(SILENT_FROM)
+        net.silence(victim)
+
+    for direction in tools.DIRECTIONS:
+        with forwarder(net.names, TARGET, over, 1):
+            run = transfer(net.names, direction, size, cut)
+        net.restore()
+        check(run, name)
+        bench.note(name, "fastmtcp", direction, "pause_ms", run["longest_pause_ms"])
 
 
 def all_silent(bench: Bench) -> None:
