@@ -8,6 +8,8 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
+
 from fastmtcp.arrivals import Arrival, Arrivals
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
@@ -27,6 +29,7 @@ from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
+from fastmtcp.io.tls import ClientTls
 from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
 from fastmtcp.proxy_requests import ProxyRequest
@@ -139,6 +142,12 @@ class ClientWorker:
     def drivers(self) -> list[SessionDriver]:
         """Of all sessions, those that have ended and whose applications still read included."""
         return [session.driver for session in self._sessions()]
+
+    def set_security(self, security: ClientTls) -> None:
+        """Use these certificates for new connections."""
+        self._credentials = msgspec.structs.replace(self._credentials, tls=security)
+        for session in self._sessions():
+            session.pool.credentials = self._credentials
 
     # --- applications -------------------------------------------------------------------------
 

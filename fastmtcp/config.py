@@ -56,7 +56,7 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
         str | None,
         Setting(
             SECURITY,
-            "This side's certificate, in PEM. A server reads it again when the file changes.",
+            "This side's certificate, in PEM. It is read again when the file changes.",
             metavar="FILE",
             default_text="none",
             is_file=True,

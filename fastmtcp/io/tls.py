@@ -234,6 +234,8 @@ class ClientTls:
         Raises:
             ConfigError: one of them is missing, wrong, or readable by everybody.
         """
+        self._arguments = (fingerprints, ca_file, server_name, certificate, key)
+        self.files = [name for name in (ca_file, certificate, key) if name is not None]
         self._fingerprints = fingerprints
         self._server_name = server_name
         self._context = context = _context(ssl.PROTOCOL_TLS_CLIENT)
@@ -248,6 +250,10 @@ class ClientTls:
         if certificate is not None:
             _load_certificate(context, certificate, key or certificate)
         self.scratch = new_scratch()
+
+    def again(self) -> ClientTls:
+        """The same with its files read again. Not on a loop. Raises ConfigError."""
+        return ClientTls(*self._arguments)
 
     def connect(self, host: str) -> Tls:
         """To the server called `host`, unless the settings know a better name."""

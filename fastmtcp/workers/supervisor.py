@@ -402,7 +402,10 @@ def run_client(config: ClientConfig) -> int:
 
             sockets = zip(ports.owners, ports.of(index), strict=True)
             ways_in = [(ways[owner], sock) for owner, sock in sockets]
-            return ClientWorker(loop, config, own, ways_in, on_pool, login=login)
+            worker = ClientWorker(loop, config, own, ways_in, on_pool, login=login)
+            if own.tls is not None and own.tls.files:
+                FileWatch(loop, own.tls.files, own.tls.again, worker.set_security)
+            return worker
 
         return factory
 

@@ -198,6 +198,29 @@ def test_a_new_certificate_is_used_without_a_restart(
     assert round_trip(made.client("second", "--workers", 1).address)
 
 
+def test_a_client_uses_its_new_certificate_without_a_restart(
+    programs: Programs, echo_target: Target[int], tmp_path: Path
+) -> None:
+    old = certificates.make(tmp_path, "client")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(Path(old.certificate).read_bytes())
+    made = Setup(programs, echo_target.port)
+    server = made.server("--workers", 1, "--client-ca-file", trusted)
+    own = ("--certificate", old.certificate, "--certificate-key", old.key)
+    client = made.client("first", "--workers", 1, "--connections", 2, *own)
+    assert round_trip(client.address)
+
+    new = certificates.make(tmp_path, "new")
+    trusted.write_bytes(Path(new.certificate).read_bytes())
+    os.replace(new.key, old.key)
+    client.wait_for("going on with what was read before")
+    os.replace(new.certificate, old.certificate)
+    server.end()
+    made.server("--workers", 1, "--client-ca-file", trusted)
+    client.wait_for("path .* works again")
+    assert round_trip(client.address)
+
+
 def served(port: int) -> bytes:
     """The fingerprint of the certificate that a new connection gets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
