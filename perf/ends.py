@@ -26,8 +26,9 @@ APPLICATION = (sys.executable, "-m", "perf.transfer")
 @contextlib.contextmanager
 def forwarder(
     names: Network, target: Endpoint, paths: Sequence[str], connections: int
-) -> Iterator[None]:
-    """fastmtcp-server and -client, one in each namespace, with `connections` on each of `paths`."""
+) -> Iterator[str]:
+    """fastmtcp-server and -client, one in each namespace, with `connections` on each of `paths`;
+    the file with their key."""
     with tempfile.TemporaryDirectory() as folder:
         key = ("--key-file", make_key(folder))
         server = server_command(server_endpoint(), target, *key)
@@ -37,7 +38,7 @@ def forwarder(
             running("fastmtcp-server", [*Network.inside(names.server), *server]),
             running("fastmtcp-client", [*Network.inside(names.client), *client]),
         ):
-            yield
+            yield key[1]
 
 
 def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:

@@ -59,18 +59,25 @@ def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
     runs: list[Run] = []
     # On all addresses of the namespace: direct connections come from the other one.
     target = Endpoint("0.0.0.0", TARGET.port)
-    entries = {"direct": Endpoint(SERVER_ADDRESS, target.port), "fastmtcp": ENTRY}
     with network(line) as names:
         echo = [*Network.inside(names.server), *APPLICATION, "echo", "--listen", str(target)]
         with (
             running("echo", echo),
-            forwarder(names, TARGET, [f"{server_endpoint()}"], CONNECTIONS),
+            forwarder(names, TARGET, [f"{server_endpoint()}"], CONNECTIONS) as key,
         ):
+            library = ("ask-library", "--connect", str(server_endpoint()), "--key-file", key,
+                       "--connections", str(CONNECTIONS))  # fmt: skip
+            askers = {
+                "direct": ("ask", "--connect", str(Endpoint(SERVER_ADDRESS, target.port))),
+                "fastmtcp": ("ask", "--connect", str(ENTRY)),
+                "library": library,
+                "library, not waiting": (*library, "--no-wait"),
+            }
             for _ in range(repeat):
-                for through, entry in entries.items():
-                    runs.append(_ask(names, through, entry, count))
+                for through, asker in askers.items():
+                    runs.append(_ask(names, through, asker, count))
     rows = []
-    for through in entries:
+    for through in askers:
         times = [time for run in runs if run["through"] == through for time in run["times_ms"]]
         rows.append([through, f"{median(times):.1f}", f"{min(times):.1f}", f"{max(times):.1f}"])
     head = ["first answer byte", "median ms", "least", "most"]
@@ -78,8 +85,8 @@ def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
     results.finish("first_byte", settings, runs, results.table(head, rows))
 
 
-def _ask(names: Network, through: str, entry: Endpoint, count: int) -> Run:
-    asker = application(names, "ask", False, "--connect", str(entry), "--count", str(count))
+def _ask(names: Network, through: str, words: tuple[str, ...], count: int) -> Run:
+    asker = application(names, words[0], False, *words[1:], "--count", str(count))
     try:
         times = json.loads(asker.output(60 + count))["times"]
     finally:

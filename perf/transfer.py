@@ -1,6 +1,7 @@
 """Applications for the benchmarks: each handles one job and prints what it saw as JSON.
 
-python -m perf.transfer (send|receive|echo|ask|serve|bulk|ping) (--listen|--connect) HOST:PORT ...
+python -m perf.transfer ROLE (--listen|--connect) HOST:PORT ...
+ROLE is send, receive, echo, ask, ask-library, serve, bulk or ping.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
+import fastmtcp
 from fastmtcp.endpoint import Endpoint
 
 from perf.command import start
@@ -201,10 +203,29 @@ def ping(connect: Endpoint, count: int, every: float) -> None:
 @click.option("--count", type=int, required=True)
 def ask(connect: Endpoint, count: int) -> None:
     """Time COUNT new connections from connect() to the first byte of the answer."""
+    _time_answers(lambda: socket.create_connection((connect.host, connect.port), STALL), count)
+
+
+@transfer.command("ask-library")
+@click.option("--connect", type=Endpoint.parse, required=True)
+@click.option("--key-file", required=True)
+@click.option("--connections", type=int, required=True)
+@click.option("--count", type=int, required=True)
+@click.option("--wait/--no-wait", default=True)
+def ask_library(connect: Endpoint, key_file: str, connections: int, count: int, wait: bool) -> None:
+    """The same through a fastmtcp.Client whose pool is up."""
+    address = (connect.host, connect.port)
+    with fastmtcp.Client(address, key_file=key_file, connections=connections) as client:
+        while sum(len(one.subflows) for one in client.status().sessions) <= connections:
+            time.sleep(0.05)  # the express subflow is one more
+        _time_answers(lambda: client.connect(timeout=STALL, wait=wait), count)
+
+
+def _time_answers(connect: Callable[[], socket.socket], count: int) -> None:
     times = []
     for _ in range(count):
         begin = time.monotonic()
-        with socket.create_connection((connect.host, connect.port), STALL) as sock:
+        with connect() as sock:
             sock.sendall(b"?")
             if sock.recv(1) != b"!":
                 raise click.ClickException("the connection ended without an answer")

@@ -217,7 +217,7 @@ def test_a_client_uses_its_new_certificate_without_a_restart(
     os.replace(new.certificate, old.certificate)
     server.end()
     made.server("--workers", 1, "--client-ca-file", trusted)
-    client.wait_for("path .* works again")
+    client.wait_for("path .*: up", count=2)
     assert round_trip(client.address)
 
 
