@@ -258,8 +258,7 @@ class ServerWorker:
         target = _chosen(stream.target)
         if target is None or not targets.is_possible(rules, target):
             shown = target or repr(stream.target[:_SHOWN])
-            whose = f"{session.client} at {session.peer}" if session.client else session.peer
-            log.warning("client %s: target %s is not allowed", whose, shown)
+            log.warning("client %s: target %s is not allowed", session.peer, shown)
             stream.reset(ResetCode.NOT_ALLOWED)
             return
         permits = partial(targets.is_allowed, rules, target)

@@ -221,6 +221,21 @@ def test_a_client_uses_its_new_certificate_without_a_restart(
     assert round_trip(client.address)
 
 
+def test_a_rule_for_one_client_is_not_for_another(
+    programs: Programs, echo_target: Target[int]
+) -> None:
+    made = Setup(programs, echo_target.port)
+    made.add("second")
+    target = f"127.0.0.1:{echo_target.port}"
+    server = made.server("--workers", 1, "--allow", f"first@{target}")
+    assert round_trip(made.client("first", "--workers", 1, "--target", target).address)
+    other = made.client("second", "--workers", 1, "--target", target)
+    with other.connect() as sock:
+        sock.sendall(b"may I?")
+        eventually(lambda: is_reset(sock), "its stream is reset")
+    server.wait_for(rf"client second at 127\.0\.0\.1: target {target} is not allowed$")
+
+
 def served(port: int) -> bytes:
     """The fingerprint of the certificate that a new connection gets."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
