@@ -171,16 +171,19 @@ def bridge(net: Uplinks, index: int) -> Iterator[str]:
         yield str(where)
 
 
-def bridged(bench: Bench) -> None:
-    """One stream over a direct line and a slower one behind a bridge, against their sum."""
-    name = "the slower one behind a bridge"
-    with uplinks(BRIDGED, bench.wan) as net, iperf_servers(net.names, 1), bridge(net, 1) as over:
-        total = sum(line.mbit for line in BRIDGED)
-        for direction in tools.DIRECTIONS:
-            with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
-                rate = one_stream(net, direction, bench.seconds)
-            bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
-            bench.note(name, "beside", direction, "mbit_per_s", total)
+def bridged(name: str, lines: list[Uplink]) -> Callable[[Bench], None]:
+    """One stream over a direct line and one behind a bridge, against their sum."""
+
+    def run(bench: Bench) -> None:
+        with uplinks(lines, bench.wan) as net, iperf_servers(net.names, 1), bridge(net, 1) as over:
+            total = sum(line.mbit for line in lines)
+            for direction in tools.DIRECTIONS:
+                with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
+                    rate = one_stream(net, direction, bench.seconds)
+                bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
+                bench.note(name, "beside", direction, "mbit_per_s", total)
+
+    return run
 
 
 def silent_bridged(bench: Bench) -> None:
@@ -328,7 +331,18 @@ SCENARIOS = {
         "the fast one alone",
         ">= 0.97",
     ),
-    "bridge": Scenario(bridged, "the slower one behind a bridge", "their sum", ">= 0.90"),
+    "bridge": Scenario(
+        bridged("the slower one behind a bridge", BRIDGED),
+        "the slower one behind a bridge",
+        "their sum",
+        ">= 0.90",
+    ),
+    "bridge-equal": Scenario(
+        bridged("one of two equal ones behind a bridge", [PLAIN, PLAIN]),
+        "one of two equal ones behind a bridge",
+        "their sum",
+        ">= 0.90",
+    ),
     "loss": Scenario(
         against_plain("0.5% loss", LOSSY), "0.5% loss", "4 plain connections", ">= 0.97"
     ),

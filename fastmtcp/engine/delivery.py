@@ -24,13 +24,24 @@ _RATE_OVER = 0.1
 class Delivery:
     """What was sent on one subflow, against what the peer has read. Bytes, seconds."""
 
-    __slots__ = ("_end", "_marks", "_rate_at", "_rate_from", "got", "progress_at", "rate", "rtt")
+    __slots__ = (
+        "_end",
+        "_marks",
+        "_rate_at",
+        "_rate_from",
+        "_variation",
+        "got",
+        "progress_at",
+        "rate",
+        "rtt",
+    )
 
     def __init__(self, now: float) -> None:
         self.got = 0
         """Bytes of this subflow that the peer has read."""
         self.rtt = START_RTT
         """Smoothed time from sending to hearing that it was read."""
+        self._variation = START_RTT / 2
         self.rate = 0.0
         """Bytes a second that the peer has read, lately."""
         self.progress_at = now
@@ -48,6 +59,12 @@ class Delivery:
     @property
     def on_its_way(self) -> int:
         return max(0, self._end - self.got)
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a report that are still usual: as RFC 6298 waits for an ACK. A relay with
+        a large buffer is slow and steady, and three times its rtt would be long."""
+        return min(self.rtt + 4 * self._variation, 3 * self.rtt)
 
     def sent(self, end: int, now: float) -> None:
         """A frame with data was sent; with it, `end` bytes were."""
@@ -72,7 +89,12 @@ class Delivery:
             sent_at = marks.popleft()[1]
         if sent_at is not None:
             took = now - sent_at
-            self.rtt = took if self.rtt == START_RTT else 0.8 * self.rtt + 0.2 * took
+            if self.rtt == START_RTT:
+                self.rtt = took
+                self._variation = took / 2
+            else:
+                self._variation = 0.75 * self._variation + 0.25 * abs(took - self.rtt)
+                self.rtt = 0.8 * self.rtt + 0.2 * took
         elapsed = now - self._rate_at
         if elapsed >= _RATE_OVER:
             self.rate = (got - self._rate_from) / elapsed

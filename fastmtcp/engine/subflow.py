@@ -12,6 +12,7 @@ from fastmtcp.engine.delivery import Delivery
 from fastmtcp.engine.head_of_line import Guard
 from fastmtcp.engine.limits import (
     CHUNK_TIME,
+    KIB,
     LOWAT_TIME,
     MAX_CHUNK,
     MAX_LOWAT,
@@ -32,6 +33,14 @@ _DEFAULT_RTT = 0.1
 _FULL_ROUNDS = 3
 _PROBE_EVERY = 10.0
 _PROBE_FOR = 0.5
+
+_HOARD = 64 * KIB
+_HOARD_TIME = 0.1
+"""Seconds of the peer's rate: a report takes no longer where nothing lies in between. What the next
+kernel has taken beyond that, and the peer has not read, a relay holds."""
+
+_RELAY_FOR = 2.0
+"""Seconds for which a relay is believed to be one."""
 
 
 class Doubt(enum.Enum):
@@ -65,6 +74,7 @@ class Subflow:
 
     __slots__ = (
         "_acked",
+        "_hoarded_at",
         "_plateau",
         "_probed_since",
         "_rates",
@@ -86,6 +96,7 @@ class Subflow:
         "heard_at",
         "in_flight",
         "inflight",
+        "kernel_rtt",
         "lane",
         "lowat",
         "not_sent",
@@ -138,6 +149,8 @@ class Subflow:
         self.rtt = _DEFAULT_RTT
         self.rate = 0.0
         """Bytes a second; 0 while unknown."""
+        self.kernel_rtt = _DEFAULT_RTT
+        """The round trip to the next kernel; `rtt` is that to the peer, through relays."""
         self.not_sent = 0
         self.in_flight = False
         """True if something, be it a control frame, is not acknowledged by the other kernel."""
@@ -167,6 +180,7 @@ class Subflow:
         self.chunk = START_CHUNK
         self.lowat = START_LOWAT
         self._acked = 0
+        self._hoarded_at = float("-inf")
         self._rates: deque[tuple[float, float]] = deque()
         self._plateau = 0.0
         self._probed_since: float | None = None
@@ -226,6 +240,8 @@ class Subflow:
             self.progress_at = now
         self.in_flight = sample.unacked > 0 or sample.not_sent > 0
         self.peer_window = sample.peer_window
+        self.kernel_rtt = sample.rtt
+        sample = self._through_relay(sample, now)
         self.rtt = sample.rtt
         self.not_sent = sample.not_sent
         self._sample_at = now
@@ -245,6 +261,28 @@ class Subflow:
             self.lowat = max(MIN_LOWAT, min(MAX_LOWAT, int(self.rate * LOWAT_TIME)))
         if not self.settled and not sample.app_limited and now - self._round_at >= sample.rtt:
             self._on_round(now)
+
+    def _through_relay(self, sample: Sample, now: float) -> Sample:
+        """What the peer says of a path through a relay, which takes what goes no further.
+
+        The kernel knows the way to the relay only, perhaps one within this machine: by its word
+        such a path would be the fastest of all, and get everything.
+        """
+        delivery = self.delivery
+        hoarded = delivery.on_its_way - sample.unacked - sample.not_sent
+        full = hoarded > self.chunk + _HOARD + delivery.rate * _HOARD_TIME
+        if full and delivery.rate:
+            if now - self._hoarded_at >= _RELAY_FOR:
+                self._rates.clear()
+            self._hoarded_at = now
+        elif now - self._hoarded_at >= _RELAY_FOR:
+            return sample
+        return msgspec.structs.replace(
+            sample,
+            rtt=max(sample.rtt, delivery.rtt),
+            delivery_rate=min(sample.delivery_rate, delivery.rate),
+            app_limited=not full,
+        )
 
     def _on_round(self, now: float) -> None:
         """A round trip with enough to send is over: three without growth, and the rate is what

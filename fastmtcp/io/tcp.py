@@ -18,7 +18,7 @@ _CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
 
 # struct tcp_info: 8 bytes of flags, 24 u32, then u64 and u32 in groups.
 _LENGTH = 168
-_UNACKED = struct.Struct("=24xI")
+_SEGMENTS = struct.Struct("=16xI4xI")  # the size of one, how many are not acknowledged
 _RTT = struct.Struct("=68xI")
 _ACKED = struct.Struct("=120xQ")
 _NOTSENT = struct.Struct("=144xII")  # not sent, min_rtt
@@ -88,13 +88,14 @@ def sample(sock: socket.socket) -> Sample | None:
     if len(info) < _LENGTH:
         return None
     not_sent, min_rtt = _NOTSENT.unpack_from(info)
+    size, unacked = _SEGMENTS.unpack_from(info)
     return Sample(
         _RTT.unpack_from(info)[0] * _MICRO,
         min_rtt * _MICRO,
         float(_RATE.unpack_from(info)[0]),
         bool(info[7] & 1),
         not_sent,
-        _UNACKED.unpack_from(info)[0],
+        size * unacked,
         _ACKED.unpack_from(info)[0],
         _PEER_WINDOW.unpack_from(info)[0] if len(info) >= _LONG else -1,
     )

@@ -8,7 +8,7 @@ from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.frames import Data, Got, Stalled
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.subflow import Sample, Subflow
 from fastmtcp.engine.watch import UNDELIVERED
 
 from tests.unit.wire import START, Pair, collect, feed, pack, parse
@@ -49,6 +49,21 @@ def test_round_trip_and_rate_are_those_to_the_peer() -> None:
     assert delivery.got == 10_000, "a report that was overtaken"
 
 
+def test_patience_follows_how_steady_the_reports_are() -> None:
+    def patience(*delays: float) -> float:
+        delivery = Delivery(0.0)
+        for step, delay in enumerate(delays, 1):
+            delivery.sent(step * 1000, float(step))
+            delivery.on_got(step * 1000, step + delay)
+        return delivery.patience
+
+    assert patience() == pytest.approx(0.6)
+    assert patience(0.5) == pytest.approx(1.5)
+    assert patience(*[0.5] * 20) == pytest.approx(0.5, rel=0.05)
+    assert patience(*[0.3, 0.7] * 20) > 0.9
+    assert patience(*[0.1, 0.9] * 20) < 1.7, "not more than three times the mean"
+
+
 @pytest.mark.parametrize("count", [10**6, 2**63])
 def test_more_than_was_sent_is_an_error(count: int) -> None:
     pair = Pair()
@@ -80,7 +95,7 @@ def test_what_a_relay_swallows_goes_out_elsewhere_and_the_peer_is_told() -> None
             assert not client.on_sample(subflow, busy(step), at)
         if relay.suspect:
             break
-    limit = max(UNDELIVERED, 3 * relay.delivery.rtt)
+    limit = max(UNDELIVERED, relay.delivery.patience)
     assert limit - 0.03 < at - now < limit + 0.05
     assert not direct.suspect
     assert mine.send.lost
@@ -131,3 +146,53 @@ def test_a_flood_of_doubts_is_work_once_a_second() -> None:
         feed(pair.server, pack(Data(0, 5, False)), now + 0.001, subflow=0)
         pair.server.on_sample(named, busy(step), now + 0.002)
     assert named.stalls <= 2
+
+
+class TestRelays:
+    """A subflow to a relay next door: its kernel takes everything at once."""
+
+    NEXT_DOOR = Sample(0.0001, 0.0001, 5e9, False, 0, 0, 0)
+
+    def run(self, subflow: Subflow, start: float, *, per_step: int, read: int, steps: int) -> float:
+        """Give a subflow `per_step` bytes every 10 ms; the peer reads up to `read` of them."""
+        now = start
+        for _ in range(steps):
+            now += 0.01
+            subflow.count_sent(per_step, now)
+            subflow.delivery.sent(subflow.bytes_sent, now)
+            subflow.delivery.on_got(min(subflow.bytes_sent, subflow.delivery.got + read), now)
+            subflow.on_sample(self.NEXT_DOOR, now)
+        return now
+
+    def test_what_it_hoards_shows_the_true_rate_and_round_trip(self) -> None:
+        subflow = Subflow(1, 0.0)
+        now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=100)
+        assert subflow.rate == pytest.approx(1e6, rel=0.15)
+        assert subflow.rtt > 0.1
+        assert subflow.kernel_rtt == self.NEXT_DOOR.rtt
+        # What is held has been read: after a while the kernel is believed again.
+        subflow.delivery.on_got(subflow.bytes_sent, now)
+        subflow.on_sample(self.NEXT_DOOR, now + 0.1)
+        assert subflow.rtt > 0.1
+        subflow.on_sample(self.NEXT_DOOR, now + 2.1)
+        assert subflow.rtt == self.NEXT_DOOR.rtt
+
+    def test_the_rate_is_kept_while_it_is_given_less(self) -> None:
+        subflow = Subflow(1, 0.0)
+        now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=60)
+        subflow.delivery.on_got(subflow.bytes_sent, now)
+        self.run(subflow, now, per_step=1_000, read=1_000, steps=50)
+        assert subflow.rate == pytest.approx(1e6, rel=0.15)
+
+    def test_reports_that_take_their_time_are_no_relay(self) -> None:
+        subflow = Subflow(1, 0.0)
+        now = 0.0
+        for step in range(200):
+            now += 0.01
+            subflow.count_sent(50_000, now)
+            subflow.delivery.sent(subflow.bytes_sent, now)
+            subflow.delivery.on_got((step - 4) * 50_000, now)
+            # One step is still on its way in the kernel.
+            subflow.on_sample(Sample(0.01, 0.01, 5e6, False, 0, 50_000, 0), now)
+        assert subflow.rtt == 0.01
+        assert subflow.rate == 5e6
