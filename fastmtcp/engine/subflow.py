@@ -96,7 +96,6 @@ class Subflow:
         "heard_at",
         "in_flight",
         "inflight",
-        "kernel_rtt",
         "lane",
         "lowat",
         "not_sent",
@@ -149,8 +148,6 @@ class Subflow:
         self.rtt = _DEFAULT_RTT
         self.rate = 0.0
         """Bytes a second; 0 while unknown."""
-        self.kernel_rtt = _DEFAULT_RTT
-        """The round trip to the next kernel; `rtt` is that to the peer, through relays."""
         self.not_sent = 0
         self.in_flight = False
         """True if something, be it a control frame, is not acknowledged by the other kernel."""
@@ -240,7 +237,6 @@ class Subflow:
             self.progress_at = now
         self.in_flight = sample.unacked > 0 or sample.not_sent > 0
         self.peer_window = sample.peer_window
-        self.kernel_rtt = sample.rtt
         sample = self._through_relay(sample, now)
         self.rtt = sample.rtt
         self.not_sent = sample.not_sent
@@ -277,12 +273,8 @@ class Subflow:
             self._hoarded_at = now
         elif now - self._hoarded_at >= _RELAY_FOR:
             return sample
-        return msgspec.structs.replace(
-            sample,
-            rtt=max(sample.rtt, delivery.rtt),
-            delivery_rate=min(sample.delivery_rate, delivery.rate),
-            app_limited=not full,
-        )
+        rate = min(sample.delivery_rate, delivery.rate)
+        return msgspec.structs.replace(sample, delivery_rate=rate, app_limited=not full)
 
     def _on_round(self, now: float) -> None:
         """A round trip with enough to send is over: three without growth, and the rate is what

@@ -38,7 +38,7 @@ def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> boo
     """
     if not subflow.in_flight or subflow.peer_window == 0:
         return False
-    if now - subflow.progress_at < max(STALL, 3 * subflow.kernel_rtt):
+    if now - subflow.progress_at < max(STALL, 3 * subflow.rtt):
         return False
     return any(
         other is not subflow
@@ -54,7 +54,7 @@ def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) ->
     delivery = subflow.delivery
     if not delivery.waits:
         return False
-    if now - delivery.progress_at < max(UNDELIVERED, 3 * subflow.kernel_rtt, delivery.patience):
+    if now - delivery.progress_at < max(UNDELIVERED, 3 * subflow.rtt, delivery.patience):
         return False
     return any(
         other is not subflow and now - other.delivery.progress_at < _FRESH and other.delivery.waits

@@ -164,18 +164,16 @@ class TestRelays:
             subflow.on_sample(self.NEXT_DOOR, now)
         return now
 
-    def test_what_it_hoards_shows_the_true_rate_and_round_trip(self) -> None:
+    def test_what_it_hoards_shows_the_true_rate(self) -> None:
         subflow = Subflow(1, 0.0)
         now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=100)
         assert subflow.rate == pytest.approx(1e6, rel=0.15)
-        assert subflow.rtt > 0.1
-        assert subflow.kernel_rtt == self.NEXT_DOOR.rtt
-        # What is held has been read: after a while the kernel is believed again.
+        # What was held has been read: after a while the kernel is believed again.
         subflow.delivery.on_got(subflow.bytes_sent, now)
         subflow.on_sample(self.NEXT_DOOR, now + 0.1)
-        assert subflow.rtt > 0.1
+        assert subflow.rate == pytest.approx(1e6, rel=0.15)
         subflow.on_sample(self.NEXT_DOOR, now + 2.1)
-        assert subflow.rtt == self.NEXT_DOOR.rtt
+        assert subflow.rate == self.NEXT_DOOR.delivery_rate
 
     def test_the_rate_is_kept_while_it_is_given_less(self) -> None:
         subflow = Subflow(1, 0.0)
@@ -194,5 +192,4 @@ class TestRelays:
             subflow.delivery.on_got((step - 4) * 50_000, now)
             # One step is still on its way in the kernel.
             subflow.on_sample(Sample(0.01, 0.01, 5e6, False, 0, 50_000, 0), now)
-        assert subflow.rtt == 0.01
         assert subflow.rate == 5e6
