@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import socket
-import weakref
 from collections.abc import Collection
 from concurrent.futures import Future
 from functools import partial
-from types import TracebackType
 from typing import Literal, Self
 
 from fastmtcp.api import arguments
 from fastmtcp.api.arguments import Address, File, Key, Paths
 from fastmtcp.api.connection import Connection, Names
-from fastmtcp.api.core import Core
+from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.api.opening import Opened, Opening
 from fastmtcp.api.pair import make_pair
@@ -21,7 +19,6 @@ from fastmtcp.client import ClientWorker
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import LocalError
-from fastmtcp.status import WorkerReport
 
 
 class _GlobalDefault(float):
@@ -101,7 +98,7 @@ class ClientCore(Core):
             opening.check_server()
 
 
-class Client:
+class Client(Handle[ClientCore]):
     """A pool of connections to a server, for many streams. Safe to use from any thread.
 
     It begins to connect at once and keeps its connections up, like fastmtcp-client. connect()
@@ -129,6 +126,8 @@ class Client:
     Raises:
         ConfigError: an argument is wrong; one line that names it. A ValueError.
     """
+
+    _NAME = "Client"
 
     def __init__(
         self,
@@ -171,15 +170,13 @@ class Client:
         return self
 
     def _start(self, ready: arguments.Ready) -> None:
-        self._core = core = ClientCore(ready)
+        core = ClientCore(ready)
         try:
             core.thread.call(core.start).result()
         except BaseException:
             core.thread.leave(core)
             raise
-        # Who drops it without close() still gets his open sockets served to their end.
-        self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
-        self._finalizer.atexit = False
+        self._hold(core)
 
     def connect(
         self,
@@ -244,39 +241,6 @@ class Client:
             connection = core.thread.call(core.join, opened, inner, target).result()
         sock.settimeout(seconds)
         return sock, connection
-
-    def status(self) -> WorkerReport:
-        """What the pool is doing: sessions, paths, subflows, streams, rates, counters; the same
-        as `fastmtcp status --json` shows of a worker.
-
-        Raises:
-            OSError: after close().
-        """
-        if self._core.closing:
-            raise closed_error("Client")
-        return self._core.thread.call(self._core.report).result()
-
-    def release(self) -> None:
-        """Open nothing more, and end with the last stream. Waits for nothing. The same happens to
-        a Client that is dropped."""
-        self._finalizer()
-
-    def close(self) -> None:
-        """End the pool. Waits until what was sent on sockets that are closed by now is delivered;
-        those that are still open are reset. May be called more than once."""
-        self._core.close()
-        self._finalizer.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         paths = ", ".join(map(str, self._core.config.server or ()))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Protocol
+from types import TracebackType
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 from fastmtcp.api.connection import Connection, Driven, Names, open_ends
+from fastmtcp.api.errors import closed_error
 from fastmtcp.api.thread import LoopThread, join_loop
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.relay import Relay
@@ -177,3 +180,53 @@ class Core:
         for future in (self.delivered, self.closed):
             if not future.done():
                 future.set_result(None)
+
+
+CoreT = TypeVar("CoreT", bound=Core)
+
+
+class Handle(Generic[CoreT]):
+    """What the user holds of a core. Whoever drops it without close() still gets his open sockets
+    served to their end."""
+
+    _NAME: ClassVar[str]
+    _core: CoreT
+
+    def _hold(self, core: CoreT) -> None:
+        """The core has started, and ends with this object."""
+        self._core = core
+        self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
+        self._finalizer.atexit = False
+
+    def status(self) -> WorkerReport:
+        """What it is doing: sessions, paths, subflows, streams, rates, counters; the same as
+        `fastmtcp status --json` shows of a worker.
+
+        Raises:
+            OSError: after close().
+        """
+        if self._core.closing:
+            raise closed_error(self._NAME)
+        return self._core.thread.call(self._core.report).result()
+
+    def release(self) -> None:
+        """Take nothing new, and end with the last stream. Waits for nothing. The same happens to
+        one that is dropped."""
+        self._finalizer()
+
+    def close(self) -> None:
+        """End. Waits until what was sent on sockets that are closed by now is delivered; those that
+        are still open are reset. May be called more than once."""
+        self._core.close()
+        self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -7,20 +7,17 @@ import logging
 import os
 import socket
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from types import TracebackType
-from typing import Self
 
 from fastmtcp.api import arguments
 from fastmtcp.api.arguments import Address, File, Key
 from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
-from fastmtcp.api.core import Core
+from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.api.pair import make_pair
 from fastmtcp.endpoint import Endpoint
@@ -31,7 +28,6 @@ from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.tcp import tune
 from fastmtcp.server import ServerSession, ServerWorker
 from fastmtcp.server_config import ServerConfig
-from fastmtcp.status import WorkerReport
 
 log = logging.getLogger("fastmtcp.library")
 
@@ -202,7 +198,7 @@ def _name(file: File | None) -> str | None:
     return None if file is None else os.fspath(file)
 
 
-class Server:
+class Server(Handle[ServerCore]):
     """Accepts clients in this process. Safe to use from any thread.
 
     Without `target` and `allow` each stream becomes a socket, which accept(), iteration or
@@ -227,6 +223,8 @@ class Server:
         ConfigError: an argument is wrong; one line that names it. A ValueError.
         OSError: the address cannot be bound.
     """
+
+    _NAME = "Server"
 
     def __init__(
         self,
@@ -263,7 +261,7 @@ class Server:
         sockets = bind_all(ready.config.listen)
         self.addresses: list[Address] = [sock.getsockname()[:2] for sock in sockets]
         """Where it listens, as `(host, port)`."""
-        self._core = core = ServerCore(ready, sockets, backlog, target is not None or bool(allow))
+        core = ServerCore(ready, sockets, backlog, target is not None or bool(allow))
         try:
             core.thread.call(core.start).result()
         except BaseException:
@@ -271,8 +269,7 @@ class Server:
             for sock in sockets:
                 sock.close()
             raise
-        self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
-        self._finalizer.atexit = False
+        self._hold(core)
 
     def accept(self, timeout: float | None = None) -> tuple[socket.socket, Address]:
         """The next stream: its socket, and the client's address as one of its connections has it.
@@ -332,33 +329,6 @@ class Server:
                 target=_handle, args=(handler, sock, address), name="fastmtcp-handler", daemon=True
             )
             thread.start()
-
-    def status(self) -> WorkerReport:
-        """What it is doing, see Client.status()."""
-        if self._core.closing:
-            raise closed_error("Server")
-        return self._core.thread.call(self._core.report).result()
-
-    def release(self) -> None:
-        """Accept nothing more, and end with the last stream. Waits for nothing. The same happens
-        to a Server that is dropped."""
-        self._finalizer()
-
-    def close(self) -> None:
-        """Accept nothing more, and end; for the open sockets see Client.close()."""
-        self._core.close()
-        self._finalizer.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         where = ", ".join(str(Endpoint(host, port)) for host, port in self.addresses)

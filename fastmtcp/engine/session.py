@@ -19,32 +19,12 @@ from fastmtcp.engine import watch
 from fastmtcp.engine.codec import encode
 from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
-from fastmtcp.engine.errors import (
-    LocalError,
-    RemoteError,
-    ResetCode,
-    SessionCode,
-)
+from fastmtcp.engine.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.flow_control import WindowPool
-from fastmtcp.engine.frames import (
-    Blocked,
-    Busy,
-    Data,
-    Frame,
-    Goaway,
-    Gone,
-    Open,
-    Stalled,
-)
+from fastmtcp.engine.frames import Blocked, Busy, Data, Frame, Goaway, Gone, Open, Stalled
 from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
-from fastmtcp.engine.limits import (
-    MAX_BATCH,
-    MAX_OWN_FRAMES,
-    MAX_PAYLOAD,
-    MAX_REASON,
-    Limits,
-)
+from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket, Client, Holding, Memory
 from fastmtcp.engine.reassembly import GapPool

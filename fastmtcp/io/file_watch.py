@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from fastmtcp.errors import FastmtcpError
@@ -39,20 +39,12 @@ class FileWatch(Generic[T]):
         self._names = names
         self._read = read
         self._changed = changed
-        self._found: queue.SimpleQueue[T] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        loop.watch_level(self._wake_read, self._on_wake)
         # A daemon: a file system that hangs must not keep the worker from exiting.
         threading.Thread(target=self._work, name="files", daemon=True).start()
 
     def close(self) -> None:
         self._stop.set()
-        self._loop.unwatch(self._wake_read)
-        os.close(self._wake_read)
-        # The write end stays open: the thread may be just about to use it.
 
     def _work(self) -> None:
         seen: list[tuple[int, ...] | None] = []
@@ -61,21 +53,18 @@ class FileWatch(Generic[T]):
             if now != seen:
                 seen = now
                 try:
-                    self._found.put(self._read())
-                    os.write(self._wake_write, b"x")
-                except BlockingIOError:
-                    pass  # the pipe is full of wake-ups already
+                    found = self._read()
                 except FastmtcpError as error:
                     log.warning("%s; going on with what was read before", error)
-                except OSError:
-                    return
+                else:
+                    if not self._loop.call_threadsafe(partial(self._give, found)):
+                        return
             if self._stop.wait(_EVERY):
                 return
 
-    def _on_wake(self, _mask: int) -> None:
-        os.read(self._wake_read, 4096)
-        while not self._found.empty():
-            self._changed(self._found.get())
+    def _give(self, found: T) -> None:
+        if not self._stop.is_set():
+            self._changed(found)
 
 
 def _state(name: str) -> tuple[int, ...] | None:
