@@ -7,7 +7,6 @@ what may wait (a key file, a name to bind to) is done on a thread of asyncio's e
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl as ssl_module
@@ -23,9 +22,9 @@ from fastmtcp.api.client import Client
 from fastmtcp.api.connection import open_ends
 from fastmtcp.api.errors import timeout_error
 from fastmtcp.api.opening import Opening
-from fastmtcp.api.pair import make_pair
-from fastmtcp.api.server import Arrived, Server
+from fastmtcp.api.server import Server
 from fastmtcp.errors import ConfigError
+from fastmtcp.io.tcp import abort
 from fastmtcp.status import WorkerReport
 
 log = logging.getLogger("fastmtcp.library")
@@ -55,6 +54,7 @@ async def open_connection(
     limit: int = _LIMIT,
     ssl: ssl_module.SSLContext | None = None,
     server_hostname: str | None = None,
+    wait: bool = True,
 ) -> Streams:
     """Connect to `address` as asyncio.open_connection() does, over many TCP connections.
 
@@ -64,6 +64,7 @@ async def open_connection(
         timeout: seconds for all of it, TLS included; None for no limit.
         limit: of the StreamReader's buffer, in bytes.
         ssl, server_hostname: TLS inside the stream, as for asyncio.open_connection().
+        wait: as for Client.connect().
 
     Raises:
         The errors of Client and Client.connect(). When it is cancelled or times out, nothing of
@@ -74,7 +75,7 @@ async def open_connection(
     try:
         async with asyncio.timeout(timeout):
             if client is not None:
-                sock = await _connect(client, address)
+                sock = await _connect(client, address, wait=wait)
             else:
                 make = partial(
                     Client,
@@ -92,7 +93,8 @@ async def open_connection(
                 )
                 making = _Making(make)
                 try:
-                    sock = await _connect(await asyncio.to_thread(making.run), address)
+                    made = await asyncio.to_thread(making.run)
+                    sock = await _connect(made, address, wait=wait)
                 finally:
                     making.release()
             try:
@@ -137,40 +139,19 @@ class _Making:
                 self._client = None
 
 
-async def _connect(client: Client, address: Address | None) -> socket.socket:
+async def _connect(client: Client, address: Address | None, *, wait: bool) -> socket.socket:
     core = client._core
     target = arguments.target_text(address)
-    opening = Opening(core, target)
+    opening = Opening(core, target, wait=wait)
     core.thread.call(opening.begin)
     try:
-        opened = await asyncio.wrap_future(opening.future)
-        sock, inner = await _make_pair()
+        sock, _ = await asyncio.wrap_future(opening.future)
     except BaseException:
         core.thread.post(opening.cancel)
         raise
     finally:
         del opening
-    try:
-        await asyncio.wrap_future(core.thread.call(core.join, opened, inner, target))
-    except BaseException:
-        sock.close()
-        raise
     return sock
-
-
-async def _make_pair() -> tuple[socket.socket, socket.socket]:
-    made = asyncio.get_running_loop().run_in_executor(None, make_pair)
-    try:
-        return await asyncio.shield(made)
-    except asyncio.CancelledError:
-        made.add_done_callback(_close_pair)
-        raise
-
-
-def _close_pair(made: asyncio.Future[tuple[socket.socket, socket.socket]]) -> None:
-    if not made.cancelled() and made.exception() is None:
-        for sock in made.result():
-            sock.close()
 
 
 async def start_server(
@@ -223,7 +204,7 @@ class AsyncServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         core = server._core
-        core.thread.call(setattr, core, "on_stream", self._on_stream)
+        core.thread.post(partial(core.give_to, self._on_accepted))
 
     @property
     def addresses(self) -> list[Address]:
@@ -274,35 +255,29 @@ class AsyncServer:
         self.close()
         await self.wait_closed()
 
-    def _on_stream(self, arrived: Arrived) -> None:
+    def _on_accepted(self, sock: socket.socket) -> None:
         """On the library's loop."""
         try:
-            self._loop.call_soon_threadsafe(self._on_arrived, arrived)
-        except RuntimeError:
-            self._server._core.refuse(arrived)  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._begin, sock)
+        except RuntimeError:  # the event loop is closed
+            abort(sock)
 
-    def _on_arrived(self, arrived: Arrived) -> None:
-        task = self._loop.create_task(self._serve(arrived))
+    def _begin(self, sock: socket.socket) -> None:
+        task = self._loop.create_task(self._serve(sock))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._served, sock))
 
-    async def _serve(self, arrived: Arrived) -> None:
-        core = self._server._core
+    def _served(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():  # perhaps before it began
+            abort(sock)
+
+    async def _serve(self, sock: socket.socket) -> None:
         try:
-            sock, inner = await _make_pair()
-        except BaseException:
-            core.thread.post(partial(core.refuse, arrived))
-            raise
-        try:
-            await asyncio.wrap_future(core.thread.call(core.join, arrived, inner))
             reader = asyncio.StreamReader(limit=self._limit, loop=self._loop)
             protocol = asyncio.StreamReaderProtocol(reader, self._callback, loop=self._loop)
             sock.setblocking(False)
             await self._loop.connect_accepted_socket(lambda: protocol, sock, ssl=self._ssl)
         except (OSError, ssl_module.SSLError) as error:
-            with contextlib.suppress(OSError):
-                sock.close()
-            log.info("stream from %s ended before it was served: %s", arrived[0].peer, error)
-        except BaseException:
             sock.close()
-            raise
+            log.info("stream ended before it was served: %s", error)

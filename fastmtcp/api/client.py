@@ -10,15 +10,16 @@ from typing import Literal, Self
 
 from fastmtcp.api import arguments
 from fastmtcp.api.arguments import Address, File, Key, Paths
-from fastmtcp.api.connection import Connection, Names
+from fastmtcp.api.connection import Connection, Joined, Names
 from fastmtcp.api.core import Core, Handle
-from fastmtcp.api.errors import closed_error, timeout_error
-from fastmtcp.api.opening import Opened, Opening
-from fastmtcp.api.pair import make_pair
+from fastmtcp.api.errors import timeout_error
+from fastmtcp.api.opening import Opening
 from fastmtcp.client import ClientWorker
 from fastmtcp.client_config import ClientConfig
+from fastmtcp.client_session import ClientSession
 from fastmtcp.credentials import Credentials
-from fastmtcp.engine.errors import LocalError
+from fastmtcp.engine.stream import Stream
+from fastmtcp.io.relay import Relay
 
 
 class _GlobalDefault(float):
@@ -59,27 +60,14 @@ class ClientCore(Core):
         )
         self.sample_rates()
 
-    def join(self, opened: Opened, inner: socket.socket, target: str) -> Connection:
-        """Make `inner` the application's end of a stream."""
-        session, stream = opened
-        connection = self.connect(session, stream, inner, target)
-        connection.relay = self.worker.join(
-            session, stream, inner, on_close=partial(self.gone, connection)
-        )
-        return connection
+    def join(self, session: ClientSession, stream: Stream, target: str) -> Joined:
+        """Make a socket for the user the application's end of a stream."""
 
-    def open_and_join(self, inner: socket.socket, target: str) -> Connection:
-        """Open a stream without waiting for anything."""
-        try:
-            if self.closing:
-                raise closed_error("Client")
-            return self.join(self.worker.open(target), inner, target)
-        except LocalError as error:
-            inner.close()
-            raise ConnectionAbortedError(str(error)) from None
-        except BaseException:
-            inner.close()
-            raise
+        def relay(connection: Connection, inner: socket.socket) -> Relay:
+            on_close = partial(self.gone, connection)
+            return self.worker.join(session, stream, inner, on_close=on_close)
+
+        return self.connect(session, stream, target, relay)
 
     def shut(self, still_open: Collection[Names]) -> None:
         self.closing = True
@@ -196,9 +184,10 @@ class Client(Handle[ClientCore]):
                 the server's own target.
             timeout: seconds for all of it, and then the socket's own timeout, as with
                 socket.create_connection(); None for no limit.
-            wait: wait until the target has accepted the connection. If false, return at once:
-                the first bytes then travel with the opening, one round trip sooner, and a target
-                that refuses shows as a reset of the socket.
+            wait: wait until the target has accepted the connection. If false, return at once, as
+                fastmtcp-client does for its applications: the first bytes then travel with the
+                opening, one round trip sooner, and a target that refuses shows as a reset of the
+                socket.
 
         Raises:
             ConnectionRefusedError: the target or the server refused the connection.
@@ -211,34 +200,22 @@ class Client(Handle[ClientCore]):
         sock, _ = self._connect(address, timeout, wait=wait)
         return sock
 
-    def _connect(
-        self, address: Address | None, timeout: float | None, *, wait: bool
-    ) -> tuple[socket.socket, Connection]:
+    def _connect(self, address: Address | None, timeout: float | None, *, wait: bool) -> Joined:
         """As connect(), with what belongs to the socket."""
         seconds = resolve_timeout(timeout)
         target = arguments.target_text(address)
         core = self._core
         core.thread.check_process()
-        if not wait:
-            sock, inner = make_pair()
-            try:
-                connection = core.thread.call(core.open_and_join, inner, target).result()
-            except BaseException:
-                sock.close()
-                raise
-        else:
-            opening = Opening(core, target)
-            core.thread.call(opening.begin)
-            try:
-                opened = _result(opening.future, seconds, core)
-                sock, inner = make_pair()
-            except BaseException:
-                core.thread.post(opening.cancel)
-                raise
-            finally:
-                # Else the error, its traceback and the future would hold one another, and us.
-                del opening
-            connection = core.thread.call(core.join, opened, inner, target).result()
+        opening = Opening(core, target, wait=wait)
+        core.thread.call(opening.begin)
+        try:
+            sock, connection = _result(opening.future, seconds, core)
+        except BaseException:
+            core.thread.post(opening.cancel)
+            raise
+        finally:
+            # Else the error, its traceback and the future would hold one another, and us.
+            del opening
         sock.settimeout(seconds)
         return sock, connection
 
@@ -247,7 +224,7 @@ class Client(Handle[ClientCore]):
         return f"<fastmtcp.Client to {paths}{' closed' if self._core.closed.done() else ''}>"
 
 
-def _result(future: Future[Opened], timeout: float | None, core: ClientCore) -> Opened:
+def _result(future: Future[Joined], timeout: float | None, core: ClientCore) -> Joined:
     try:
         return future.result(timeout)
     except TimeoutError as error:

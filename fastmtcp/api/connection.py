@@ -76,3 +76,7 @@ class Connection:
     def is_complete(self) -> bool:
         """True if both directions have ended well."""
         return self.stream.reset_code is None and self.stream.finished
+
+
+Joined = tuple[socket.socket, Connection]
+"""The user's end, and what is behind it."""

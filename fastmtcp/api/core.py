@@ -12,8 +12,9 @@ from functools import partial
 from types import TracebackType
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
-from fastmtcp.api.connection import Connection, Driven, Names, open_ends
+from fastmtcp.api.connection import Connection, Driven, Joined, Names, open_ends
 from fastmtcp.api.errors import closed_error
+from fastmtcp.api.pair import make_pair
 from fastmtcp.api.thread import LoopThread, join_loop
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.relay import Relay
@@ -62,9 +63,19 @@ class Core:
     # --- connections ----------------------------------------------------------------------------
 
     def connect(
-        self, session: Driven, stream: Stream, inner: socket.socket, target: str
-    ) -> Connection:
-        """Note a connection, before its relay is made; forget it with gone()."""
+        self,
+        session: Driven,
+        stream: Stream,
+        target: str,
+        make_relay: Callable[[Connection, socket.socket], Relay],
+    ) -> Joined:
+        """Make a socket for the user, and join it with the stream by `make_relay`, which leads to
+        gone() when the relay is closed.
+
+        Raises:
+            OSError: no descriptors are left.
+        """
+        outer, inner = make_pair()
         connection = Connection(
             session,
             stream,
@@ -73,8 +84,16 @@ class Core:
             is_client=self.worker.is_client,
             target=target,
         )
+        # Before the relay is made: that may be closed at once.
         self.connections[connection.names] = connection
-        return connection
+        try:
+            connection.relay = make_relay(connection, inner)
+        except BaseException:
+            self.connections.pop(connection.names, None)
+            outer.close()
+            inner.close()
+            raise
+        return outer, connection
 
     def gone(self, connection: Connection, _relay: Relay) -> None:
         self.connections.pop(connection.names, None)

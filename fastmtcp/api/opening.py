@@ -5,7 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from fastmtcp.api.connection import Joined
 from fastmtcp.api.errors import closed_error, reset_error, server_error
+from fastmtcp.api.thread import running_future
 from fastmtcp.client_session import ClientSession
 from fastmtcp.engine.errors import LocalError, ResetCode
 from fastmtcp.engine.stream import Stream
@@ -13,26 +15,32 @@ from fastmtcp.engine.stream import Stream
 if TYPE_CHECKING:
     from fastmtcp.api.client import ClientCore
 
-Opened = tuple[ClientSession, Stream]
-
 _ATTEMPTS = 3
 _AGAIN = 0.15
 """Seconds until a session that has ended is replaced, and a little more."""
 
 
 class Opening:
-    """Opens a stream and sets `future` when it is connected, or fails. All on the loop."""
+    """Opens a stream, joins it with a socket for the user, and sets `future`; or fails. All on the
+    loop.
 
-    def __init__(self, core: ClientCore, target: str) -> None:
-        self.future: Future[Opened] = Future()
+    With `wait` it is joined when the target has accepted; else at once, and the first bytes go
+    with the OPEN.
+    """
+
+    def __init__(self, core: ClientCore, target: str, *, wait: bool) -> None:
+        self.future: Future[Joined] = running_future()
         self._core = core
         self._target = target
+        self._wait = wait
         self._attempts = 0
         self._session: ClientSession | None = None
         self._stream: Stream | None = None
+        self._joined: Joined | None = None
+        self._over = False
 
     def begin(self) -> None:
-        if self.future.done():
+        if self._over:
             return
         if self._core.closing:
             self._fail(closed_error("Client"))
@@ -50,27 +58,27 @@ class Opening:
             return
         self._stream = stream
         stream.user = self
-        stream.announce()
-        self._session.driver.progress()
+        if self._wait:
+            stream.announce()
+            self._session.driver.progress()
         self.check_server()
+        self.update()
 
     def update(self) -> None:
         """The stream was touched."""
         stream = self._stream
-        if stream is None or self.future.done():
+        if stream is None or self._over:
             return
         if stream.reset_code is not None:
             self._on_reset(stream, stream.reset_code)
-        elif stream.connected:
-            assert self._session is not None
-            self._core.openings.discard(self)
-            self.future.set_result((self._session, stream))
+        elif stream.connected or not self._wait:
+            self._join(stream)
 
     def check_server(self) -> None:
         """Fail if there is no server to open the stream at: at once while there has been none at
         all, later only after the connect timeout, as a line may be down for a moment."""
         session = self._session
-        if session is None or self.future.done():
+        if session is None or self._over:
             return
         error = session.pool.failure
         if error is None:
@@ -80,13 +88,11 @@ class Opening:
             self._give_up(server_error(error, session.peer))
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self._core.openings.discard(self)
-        self.future.cancel()
-        if self._stream is not None:
-            self._stream.reset(ResetCode.CANCELLED)
-            assert self._session is not None
-            self._session.driver.progress()
+        """Nobody waits for it any more, or takes what `future` may hold."""
+        self._end()
+        self._reset()
+        if self._joined is not None:
+            self._joined[0].close()
 
     def shut(self) -> None:
         """The Client is closed."""
@@ -113,17 +119,34 @@ class Opening:
         self._core.thread.loop.call_later(_AGAIN, self.begin)
 
     def _give_up(self, error: OSError) -> None:
-        stream, self._stream = self._stream, None
         self._fail(error)
-        if stream is not None:
-            stream.reset(ResetCode.CANCELLED)
-            assert self._session is not None
-            self._session.driver.progress()
+        self._reset()
+
+    def _join(self, stream: Stream) -> None:
+        assert self._session is not None
+        self._end()
+        try:
+            self._joined = self._core.join(self._session, stream, self._target)
+        except BaseException as error:
+            self._reset()
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(self._joined)
 
     def _fail(self, error: OSError) -> None:
-        self._core.openings.discard(self)
-        if not self.future.done():
+        if not self._over:
+            self._end()
             self.future.set_exception(error)
+
+    def _end(self) -> None:
+        self._over = True
+        self._core.openings.discard(self)
+
+    def _reset(self) -> None:
+        if self._stream is not None:
+            self._stream.reset(ResetCode.CANCELLED)
+            assert self._session is not None
+            self._session.driver.progress()
 
 
 def _too_many(error: LocalError) -> OSError:

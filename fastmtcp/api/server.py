@@ -19,19 +19,20 @@ from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
-from fastmtcp.api.pair import make_pair
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind
-from fastmtcp.io.tcp import tune
+from fastmtcp.io.relay import Relay
+from fastmtcp.io.tcp import abort, tune
 from fastmtcp.server import ServerSession, ServerWorker
 from fastmtcp.server_config import ServerConfig
 
 log = logging.getLogger("fastmtcp.library")
 
 Arrived = tuple[ServerSession, Stream]
+Accepted = tuple[socket.socket, Address]
 Handler = Callable[[socket.socket, Address], object]
 
 
@@ -72,9 +73,8 @@ class ServerCore(Core):
         self.config: ServerConfig = ready.config
         self.forwards = forwards
         self.backlog: deque[_Waiting] = deque()
-        self.on_stream: Callable[[Arrived], None] | None = None
-        """Takes the streams instead of accept()."""
-        self._waiters: deque[Future[Arrived]] = deque()
+        self._on_accepted: Callable[[socket.socket], None] | None = None
+        self._waiters: deque[Future[Accepted]] = deque()
         self._limit = limit
         self._clients = ready.credentials
         self._security = ready.security
@@ -94,7 +94,7 @@ class ServerCore(Core):
         )
         self.sample_rates()
 
-    def next(self, future: Future[Arrived]) -> None:
+    def next(self, future: Future[Accepted]) -> None:
         """Set `future` to the next stream that nobody has accepted."""
         if self.closing:
             if not future.done():
@@ -106,23 +106,11 @@ class ServerCore(Core):
         for driver in self.worker.drivers:
             driver.progress()
 
-    def join(self, arrived: Arrived, inner: socket.socket) -> Connection:
-        """Make `inner` the target's end of a stream."""
-        session, stream = arrived
-        connection = self.connect(session, stream, inner, stream.target)
-        tune(inner)
-        stream.confirm()
-        connection.relay = session.driver.add_relay(
-            inner, stream, on_close=partial(self.gone, connection)
-        )
-        session.driver.progress()
-        return connection
-
-    def refuse(self, arrived: Arrived) -> None:
-        """Nobody takes this stream."""
-        session, stream = arrived
-        stream.reset(ResetCode.OVERLOADED)
-        session.driver.progress()
+    def give_to(self, on_accepted: Callable[[socket.socket], None]) -> None:
+        """Call `on_accepted` with each stream, instead of accept(); also with those that have come
+        already."""
+        self._on_accepted = on_accepted
+        self._serve()
 
     def shut(self, still_open: Collection[Names]) -> None:
         self.closing = True
@@ -141,10 +129,6 @@ class ServerCore(Core):
 
     def _on_stream(self, session: ServerSession, stream: Stream) -> None:
         arrived = (session, stream)
-        if self.on_stream is not None:
-            stream.confirm()
-            self.on_stream(arrived)
-            return
         stream.user = waiting = _Waiting(self, arrived)
         self.backlog.append(waiting)
         self._serve()
@@ -157,15 +141,52 @@ class ServerCore(Core):
             waiting.arrived[1].confirm()
 
     def _serve(self) -> None:
+        on_accepted = self._on_accepted
+        if on_accepted is not None:
+            while self.backlog:
+                arrived = self.backlog.popleft().arrived
+                try:
+                    on_accepted(self._join(arrived))
+                except OSError as error:
+                    log.warning("stream from %s refused: %s", arrived[0].peer, error)
         while self.backlog and self._waiters:
             future = self._waiters.popleft()
             # A cancelled one has timed out.
             if future.set_running_or_notify_cancel():
-                future.set_result(self.backlog.popleft().arrived)
+                arrived = self.backlog.popleft().arrived
+                try:
+                    future.set_result((self._join(arrived), client_address(arrived)))
+                except OSError as error:
+                    future.set_exception(error)
+
+    def _join(self, arrived: Arrived) -> socket.socket:
+        """A socket whose other end is the target's end of a stream; if none can be made, the
+        stream is refused."""
+        session, stream = arrived
+
+        def relay(connection: Connection, inner: socket.socket) -> Relay:
+            tune(inner)
+            stream.confirm()
+            on_close = partial(self.gone, connection)
+            return session.driver.add_relay(inner, stream, on_close=on_close)
+
+        try:
+            sock, _ = self.connect(session, stream, stream.target, relay)
+        except BaseException:
+            self._refuse(arrived)
+            raise
+        session.driver.progress()
+        return sock
+
+    def _refuse(self, arrived: Arrived) -> None:
+        """Nobody takes this stream."""
+        session, stream = arrived
+        stream.reset(ResetCode.OVERLOADED)
+        session.driver.progress()
 
     def _refuse_all(self) -> None:
         while self.backlog:
-            self.refuse(self.backlog.popleft().arrived)
+            self._refuse(self.backlog.popleft().arrived)
 
     def _end_waiting(self) -> None:
         self._refuse_all()
@@ -287,25 +308,18 @@ class Server(Handle[ServerCore]):
         if core.forwards:
             raise ValueError("this Server forwards to its target; make one without for accept()")
         seconds = resolve_timeout(timeout)
-        future: Future[Arrived] = Future()
+        future: Future[Accepted] = Future()
         core.thread.call(core.next, future)
         try:
-            arrived = future.result(seconds)
+            sock, address = future.result(seconds)
         except TimeoutError:
             if future.cancel():
                 raise timeout_error() from None
-            arrived = future.result()
+            sock, address = future.result()
         except BaseException:
-            if not future.cancel() and future.exception() is None:
-                core.thread.post(partial(core.refuse, future.result()))
+            if not future.cancel():
+                future.add_done_callback(drop)
             raise
-        try:
-            sock, inner = make_pair()
-        except BaseException:
-            core.thread.post(partial(core.refuse, arrived))
-            raise
-        address = client_address(arrived)
-        core.thread.call(core.join, arrived, inner).result()
         # As with socket.accept().
         sock.settimeout(socket.getdefaulttimeout())
         return sock, address
@@ -333,6 +347,12 @@ class Server(Handle[ServerCore]):
     def __repr__(self) -> str:
         where = ", ".join(str(Endpoint(host, port)) for host, port in self.addresses)
         return f"<fastmtcp.Server on {where}{' closed' if self._core.closed.done() else ''}>"
+
+
+def drop(accepted: Future[Accepted]) -> None:
+    """Reset the connection that nobody takes."""
+    if accepted.exception() is None:
+        abort(accepted.result()[0])
 
 
 def client_address(arrived: Arrived) -> Address:

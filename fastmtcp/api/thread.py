@@ -54,6 +54,14 @@ class ForkedError(RuntimeError):
     """A Client or Server of the parent process was used in its child."""
 
 
+def running_future() -> Future[T]:
+    """One that the loop sets. cancel() does nothing to it: asyncio cancels what its tasks wait
+    for, at any moment, and the loop must not find its future set."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 class LoopThread:
     """See the module. Use join_loop() to get it."""
 
@@ -76,7 +84,7 @@ class LoopThread:
             OSError: EBADF, the loop is closed.
         """
         self.check_process()
-        future: Future[T] = Future()
+        future: Future[T] = running_future()
 
         def run() -> None:
             try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import fastmtcp
 import pytest
+from fastmtcp.api.aio import AsyncServer
 
 from tests.io.net import WAIT, silent_port
 from tests.library.conftest import KEY
@@ -67,6 +68,18 @@ def test_a_client_for_many() -> None:
     run(main)
 
 
+def test_what_came_before_the_callback_is_served_too() -> None:
+    async def main() -> None:
+        accepting = fastmtcp.Server("127.0.0.1:0")
+        client = fastmtcp.Client(accepting.addresses)
+        connected = await fastmtcp.open_connection(client=client)
+        async with AsyncServer(accepting, echo, 1 << 16, None):
+            assert await ask(*connected, b"early") == b"early"
+            await asyncio.to_thread(client.close)
+
+    run(main)
+
+
 def test_the_target_and_the_info() -> None:
     async def main() -> None:
         seen: list[str] = []
@@ -96,6 +109,39 @@ def test_cancelling_leaves_nothing(moment: float) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 _, writer = await task
                 writer.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_cancelling_while_the_library_is_busy_leaves_nothing(turns: int) -> None:
+    async def main() -> None:
+        async with await fastmtcp.start_server(echo, "127.0.0.1:0") as server:
+            client = fastmtcp.Client(server.addresses)
+            await ask(*await fastmtcp.open_connection(client=client), b"x")
+            go_on = threading.Event()
+            held = client._core.thread.call(go_on.wait, WAIT)
+            task = asyncio.create_task(fastmtcp.open_connection(client=client, wait=False))
+            asking = asyncio.wrap_future(client._core.thread.call(client._core.report))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            asking.cancel()
+            await asyncio.gather(task, asking, return_exceptions=True)
+            go_on.set()
+            assert held.result(WAIT)
+            connected = await fastmtcp.open_connection(client=client)
+            assert await ask(*connected, b"still there") == b"still there"
+            await asyncio.to_thread(client.close)
+
+    run(main)
+
+
+def test_without_waiting_the_first_bytes_travel_with_the_opening() -> None:
+    async def main() -> None:
+        async with await fastmtcp.start_server(echo, "127.0.0.1:0") as server:
+            connected = await fastmtcp.open_connection(server=server.addresses, wait=False)
+            assert await ask(*connected, b"GET /") == b"GET /"
 
     run(main)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import fastmtcp
 import pytest
+from fastmtcp.api import core
 from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.path import PathSpec
@@ -113,6 +114,39 @@ class TestConnecting:
 
 
 class TestFailing:
+    @pytest.mark.parametrize("wait", [True, False])
+    def test_no_descriptors_are_left(
+        self,
+        server: fastmtcp.Server,
+        client: fastmtcp.Client,
+        monkeypatch: pytest.MonkeyPatch,
+        wait: bool,
+    ) -> None:
+        def fail() -> tuple[socket.socket, socket.socket]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(core, "make_pair", fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                client.connect(timeout=30, wait=wait)
+        with client.connect(timeout=30) as near:
+            near.sendall(b"x")
+            eventually(lambda: len(server.status().sessions[0].streams) == 1, "one is left")
+
+    def test_no_descriptors_are_left_for_a_stream_that_comes(
+        self, server: fastmtcp.Server, client: fastmtcp.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail() -> tuple[socket.socket, socket.socket]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with client.connect(timeout=30) as near:
+            with monkeypatch.context() as patch:
+                patch.setattr(core, "make_pair", fail)
+                with pytest.raises(OSError, match="Too many open files"):
+                    server.accept(30)
+            with pytest.raises(ConnectionResetError):
+                near.recv(1)
+
     def test_no_server(self) -> None:
         with refusing_port() as port, pytest.raises(ConnectionRefusedError) as caught:
             fastmtcp.create_connection(None, server=("127.0.0.1", port))
