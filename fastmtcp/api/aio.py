@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from fastmtcp.api import arguments
+from fastmtcp.api.answer import answer_of
 from fastmtcp.api.arguments import Address, File, Key, Paths
 from fastmtcp.api.client import Client
 from fastmtcp.api.connection import open_ends
@@ -143,9 +144,9 @@ async def _connect(client: Client, address: Address | None, *, wait: bool) -> so
     core = client._core
     target = arguments.target_text(address)
     opening = Opening(core, target, wait=wait)
-    core.thread.call(opening.begin)
     try:
-        sock, _ = await asyncio.wrap_future(opening.future)
+        core.thread.call(opening.begin)
+        sock, _ = await answer_of(opening.answer)
     except BaseException:
         core.thread.post(opening.cancel)
         raise
@@ -233,13 +234,13 @@ class AsyncServer:
     async def wait_closed(self) -> None:
         """Wait until close() was called and the last connection has ended."""
         core = self._server._core
-        await asyncio.shield(asyncio.wrap_future(core.closed))
+        await answer_of(core.closed)
         await asyncio.to_thread(core.thread.join_if_ending)
 
     async def serve_forever(self) -> None:
         """Serve until it is cancelled or closed; then it is closed."""
         try:
-            await asyncio.shield(asyncio.wrap_future(self._server._core.closed))
+            await answer_of(self._server._core.closed)
         finally:
             self.close()
 

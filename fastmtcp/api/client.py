@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
-from concurrent.futures import Future
 from functools import partial
 from typing import Literal, Self
 
 from fastmtcp.api import arguments
+from fastmtcp.api.answer import Answer
 from fastmtcp.api.arguments import Address, File, Key, Paths
 from fastmtcp.api.connection import Connection, Joined, Names
 from fastmtcp.api.core import Core, Handle
@@ -68,6 +68,10 @@ class ClientCore(Core):
             return self.worker.join(session, stream, inner, on_close=on_close)
 
         return self.connect(session, stream, target, relay)
+
+    def forget_waiting(self) -> None:
+        for opening in list(self.openings):
+            opening.cancel()
 
     def shut(self, still_open: Collection[Names]) -> None:
         self.closing = True
@@ -207,32 +211,32 @@ class Client(Handle[ClientCore]):
         core = self._core
         core.thread.check_process()
         opening = Opening(core, target, wait=wait)
-        core.thread.call(opening.begin)
         try:
-            sock, connection = _result(opening.future, seconds, core)
+            core.thread.call(opening.begin)
+            sock, connection = _result(opening.answer, seconds, core)
         except BaseException:
             core.thread.post(opening.cancel)
             raise
         finally:
-            # Else the error, its traceback and the future would hold one another, and us.
+            # Else the error, its traceback and the answer would hold one another, and us.
             del opening
         sock.settimeout(seconds)
         return sock, connection
 
     def __repr__(self) -> str:
         paths = ", ".join(map(str, self._core.config.server or ()))
-        return f"<fastmtcp.Client to {paths}{' closed' if self._core.closed.done() else ''}>"
+        return f"<fastmtcp.Client to {paths}{' closed' if self._core.closed.done else ''}>"
 
 
-def _result(future: Future[Joined], timeout: float | None, core: ClientCore) -> Joined:
+def _result(answer: Answer[Joined], timeout: float | None, core: ClientCore) -> Joined:
     try:
-        return future.result(timeout)
+        return answer.result(timeout)
     except TimeoutError as error:
-        if future.done() and not future.cancelled() and future.exception() is error:
+        if error.errno is not None:
             raise
         raise timeout_error(core.trouble) from None
     finally:
-        del future
+        del answer
 
 
 def create_connection(

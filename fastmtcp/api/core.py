@@ -7,11 +7,11 @@ import logging
 import socket
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
+from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Connection, Driven, Joined, Names, open_ends
 from fastmtcp.api.errors import closed_error
 from fastmtcp.api.pair import make_pair
@@ -48,8 +48,8 @@ class Core:
     """Set by the subclass, on the loop."""
 
     def __init__(self, drain_timeout: float) -> None:
-        self.closed: Future[None] = Future()
-        self.delivered: Future[None] = Future()
+        self.closed: Answer[None] = Answer()
+        self.delivered: Answer[None] = Answer()
         """Done when the other side holds all that was sent, or it is given up."""
         self.closing = False
         self.rates = Rates()
@@ -110,7 +110,7 @@ class Core:
 
     def sample_rates(self) -> None:
         """Measure the rates of the subflows from now on."""
-        if self.closed.done():
+        if self.closed.done:
             return
         subflows = [s for d in self.worker.drivers for s in d.session.subflows.values()]
         loop = self.thread.loop
@@ -129,11 +129,14 @@ class Core:
         """End, and wait until what the user has sent and closed is delivered. His sockets that
         are still open are reset. From any thread but the loop's."""
         self.thread.check_process()
-        if not self.closed.done():
+        if not self.closed.done:
             still_open = list(open_ends(self.connections).values())
             self.thread.post(partial(self.shut, still_open))
             self.delivered.result()
         self.thread.join_if_ending()
+
+    def forget_waiting(self) -> None:
+        """Never answer those who wait in connect() or accept(); on the loop."""
 
     def shut(self, still_open: Collection[Names]) -> None:
         """Reset the connections `still_open`, and end with the last stream, or when nothing has
@@ -168,13 +171,13 @@ class Core:
 
     def _look(self) -> None:
         """See whether all is delivered; give up when nothing has moved for the drain timeout."""
-        if self.closed.done():
+        if self.closed.done:
             return
         loop = self.thread.loop
         streams = [s for driver in self.worker.drivers for s in driver.session.streams.values()]
         if not all(stream.send.complete for stream in streams):
             self._complete_since = loop.now
-        elif loop.now - self._complete_since >= _GRACE and not self.delivered.done():
+        elif loop.now - self._complete_since >= _GRACE and not self.delivered.done:
             self.delivered.set_result(None)
         mark = [(s.stream_id, s.send.acked, s.send.limit, s.receive.window.taken) for s in streams]
         if mark != self._mark:
@@ -196,9 +199,9 @@ class Core:
         self._set_ended()
 
     def _set_ended(self) -> None:
-        for future in (self.delivered, self.closed):
-            if not future.done():
-                future.set_result(None)
+        for answer in (self.delivered, self.closed):
+            if not answer.done:
+                answer.set_result(None)
 
 
 CoreT = TypeVar("CoreT", bound=Core)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Joined
 from fastmtcp.api.errors import closed_error, reset_error, server_error
-from fastmtcp.api.thread import running_future
 from fastmtcp.client_session import ClientSession
 from fastmtcp.engine.errors import LocalError, ResetCode
 from fastmtcp.engine.stream import Stream
@@ -21,7 +20,7 @@ _AGAIN = 0.15
 
 
 class Opening:
-    """Opens a stream, joins it with a socket for the user, and sets `future`; or fails. All on the
+    """Opens a stream, joins it with a socket for the user, and sets `answer`; or fails. All on the
     loop.
 
     With `wait` it is joined when the target has accepted; else at once, and the first bytes go
@@ -29,7 +28,7 @@ class Opening:
     """
 
     def __init__(self, core: ClientCore, target: str, *, wait: bool) -> None:
-        self.future: Future[Joined] = running_future()
+        self.answer: Answer[Joined] = Answer()
         self._core = core
         self._target = target
         self._wait = wait
@@ -88,7 +87,7 @@ class Opening:
             self._give_up(server_error(error, session.peer))
 
     def cancel(self) -> None:
-        """Nobody waits for it any more, or takes what `future` may hold."""
+        """Nobody waits for it any more, or takes what `answer` may hold."""
         self._end()
         self._reset()
         if self._joined is not None:
@@ -129,14 +128,14 @@ class Opening:
             self._joined = self._core.join(self._session, stream, self._target)
         except BaseException as error:
             self._reset()
-            self.future.set_exception(error)
+            self.answer.set_exception(error)
         else:
-            self.future.set_result(self._joined)
+            self.answer.set_result(self._joined)
 
     def _fail(self, error: OSError) -> None:
         if not self._over:
             self._end()
-            self.future.set_exception(error)
+            self.answer.set_exception(error)
 
     def _end(self) -> None:
         self._over = True

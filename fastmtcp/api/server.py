@@ -9,11 +9,11 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 
 from fastmtcp.api import arguments
+from fastmtcp.api.answer import Answer
 from fastmtcp.api.arguments import Address, File, Key
 from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
@@ -74,7 +74,7 @@ class ServerCore(Core):
         self.forwards = forwards
         self.backlog: deque[_Waiting] = deque()
         self._on_accepted: Callable[[socket.socket], None] | None = None
-        self._waiters: deque[Future[Accepted]] = deque()
+        self._waiters: deque[Answer[Accepted]] = deque()
         self._limit = limit
         self._clients = ready.credentials
         self._security = ready.security
@@ -94,13 +94,13 @@ class ServerCore(Core):
         )
         self.sample_rates()
 
-    def next(self, future: Future[Accepted]) -> None:
-        """Set `future` to the next stream that nobody has accepted."""
+    def next(self, answer: Answer[Accepted]) -> None:
+        """Set `answer` to the next stream that nobody has accepted."""
         if self.closing:
-            if not future.done():
-                future.set_exception(closed_error("Server"))
+            if answer.claim():
+                answer.set_exception(closed_error("Server"))
             return
-        self._waiters.append(future)
+        self._waiters.append(answer)
         self._serve()
         self.admit()
         for driver in self.worker.drivers:
@@ -111,6 +111,9 @@ class ServerCore(Core):
         already."""
         self._on_accepted = on_accepted
         self._serve()
+
+    def forget_waiting(self) -> None:
+        self._waiters.clear()
 
     def shut(self, still_open: Collection[Names]) -> None:
         self.closing = True
@@ -150,14 +153,13 @@ class ServerCore(Core):
                 except OSError as error:
                     log.warning("stream from %s refused: %s", arrived[0].peer, error)
         while self.backlog and self._waiters:
-            future = self._waiters.popleft()
-            # A cancelled one has timed out.
-            if future.set_running_or_notify_cancel():
+            answer = self._waiters.popleft()
+            if answer.claim():  # else it has timed out
                 arrived = self.backlog.popleft().arrived
                 try:
-                    future.set_result((self._join(arrived), client_address(arrived)))
+                    answer.set_result((self._join(arrived), client_address(arrived)))
                 except OSError as error:
-                    future.set_exception(error)
+                    answer.set_exception(error)
 
     def _join(self, arrived: Arrived) -> socket.socket:
         """A socket whose other end is the target's end of a stream; if none can be made, the
@@ -191,9 +193,9 @@ class ServerCore(Core):
     def _end_waiting(self) -> None:
         self._refuse_all()
         while self._waiters:
-            future = self._waiters.popleft()
-            if future.set_running_or_notify_cancel():
-                future.set_exception(closed_error("Server"))
+            answer = self._waiters.popleft()
+            if answer.claim():
+                answer.set_exception(closed_error("Server"))
 
 
 def bind_all(endpoints: Sequence[Endpoint]) -> list[socket.socket]:
@@ -308,17 +310,17 @@ class Server(Handle[ServerCore]):
         if core.forwards:
             raise ValueError("this Server forwards to its target; make one without for accept()")
         seconds = resolve_timeout(timeout)
-        future: Future[Accepted] = Future()
-        core.thread.call(core.next, future)
+        answer: Answer[Accepted] = Answer()
         try:
-            sock, address = future.result(seconds)
+            core.thread.call(core.next, answer)
+            sock, address = answer.result(seconds)
         except TimeoutError:
-            if future.cancel():
+            if answer.claim():
                 raise timeout_error() from None
-            sock, address = future.result()
+            sock, address = answer.result()
         except BaseException:
-            if not future.cancel():
-                future.add_done_callback(drop)
+            if not answer.claim():
+                answer.when_done(partial(_drop, answer))
             raise
         # As with socket.accept().
         sock.settimeout(socket.getdefaulttimeout())
@@ -346,13 +348,13 @@ class Server(Handle[ServerCore]):
 
     def __repr__(self) -> str:
         where = ", ".join(str(Endpoint(host, port)) for host, port in self.addresses)
-        return f"<fastmtcp.Server on {where}{' closed' if self._core.closed.done() else ''}>"
+        return f"<fastmtcp.Server on {where}{' closed' if self._core.closed.done else ''}>"
 
 
-def drop(accepted: Future[Accepted]) -> None:
+def _drop(answer: Answer[Accepted]) -> None:
     """Reset the connection that nobody takes."""
-    if accepted.exception() is None:
-        abort(accepted.result()[0])
+    with contextlib.suppress(OSError):
+        abort(answer.result()[0])
 
 
 def client_address(arrived: Arrived) -> Address:

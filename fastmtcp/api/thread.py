@@ -13,12 +13,13 @@ import atexit
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
 from functools import partial
 from typing import Protocol, TypeVar
 
+from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Connection, Names, open_ends
 from fastmtcp.api.errors import closed_error
 from fastmtcp.io.loop import Loop
@@ -35,10 +36,13 @@ _JOIN_TIMEOUT = 5.0
 class Tenant(Protocol):
     """What lives on the thread: a fastmtcp.api.core.Core."""
 
-    delivered: Future[None]
+    delivered: Answer[None]
     """Done when nothing of it waits to be delivered any more."""
     connections: dict[Names, Connection]
     """By the names of the user's sockets. Changed only on the loop."""
+
+    def forget_waiting(self) -> None:
+        """Never answer those who wait in connect() or accept(); on the loop."""
 
     def shut(self, still_open: Collection[Names]) -> None:
         """Reset the connections `still_open`, and end with the others; on the loop."""
@@ -52,14 +56,6 @@ class Tenant(Protocol):
 
 class ForkedError(RuntimeError):
     """A Client or Server of the parent process was used in its child."""
-
-
-def running_future() -> Future[T]:
-    """One that the loop sets. cancel() does nothing to it: asyncio cancels what its tasks wait
-    for, at any moment, and the loop must not find its future set."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-    return future
 
 
 class LoopThread:
@@ -76,27 +72,29 @@ class LoopThread:
         logging.getLogger("fastmtcp").addHandler(_quiet)
         self._thread.start()
 
-    def call(self, function: Callable[..., T], *arguments: object) -> Future[T]:
-        """Call `function` on the loop; the future has what it returns or raises.
+    def call(self, function: Callable[..., T], *arguments: object) -> Answer[T]:
+        """Call `function` on the loop; the answer is what it returns or raises.
 
         Raises:
             ForkedError: this is a child of the process in which the loop runs.
             OSError: EBADF, the loop is closed.
         """
         self.check_process()
-        future: Future[T] = running_future()
+        answer: Answer[T] = Answer()
 
         def run() -> None:
             try:
-                future.set_result(function(*arguments))
+                value = function(*arguments)
             except BaseException as error:
-                future.set_exception(error)
+                answer.set_exception(error)
+            else:
+                answer.set_result(value)
 
         if threading.current_thread() is self._thread:
             run()
         elif not self.loop.call_threadsafe(run):
             raise closed_error("pool")
-        return future
+        return answer
 
     def post(self, function: Callable[[], None]) -> None:
         """Call `function` on the loop, if there still is one. Waits for nothing: for finalizers,
@@ -203,12 +201,17 @@ def _everybody() -> list[tuple[LoopThread, Tenant]]:
 
 @atexit.register
 def _at_exit() -> None:
-    """Close the user's sockets, as the kernel is about to, and deliver what was written."""
+    """Close the user's sockets, as the kernel is about to, and deliver what was written.
+
+    His daemon threads still run. Those that wait for us stay where they are, as with a socket:
+    an exception now would only be printed.
+    """
     tenants = _everybody()
     names = {name for _, tenant in tenants for name in list(tenant.connections)}
     if names:
-        _replace(open_ends(names))
+        _replace_by_closed(open_ends(names))
     for thread, tenant in tenants:
+        thread.post(tenant.forget_waiting)
         thread.post(partial(tenant.shut, ()))
     for _, tenant in tenants:
         tenant.delivered.result()
@@ -233,10 +236,22 @@ def _replace(descriptors: Iterable[int]) -> None:
     """Close descriptors whose owners do not know of it: by another file in their place, until
     the owners close that."""
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    _put_in_place(nothing, descriptors)
+    os.close(nothing)
+
+
+def _replace_by_closed(descriptors: Iterable[int]) -> None:
+    """The same for sockets: what comes in their place is at its end and takes nothing."""
+    ended, other = socket.socketpair()
+    other.close()
+    _put_in_place(ended.fileno(), descriptors)
+    ended.close()
+
+
+def _put_in_place(new: int, descriptors: Iterable[int]) -> None:
     for fd in descriptors:
         with contextlib.suppress(OSError):
-            os.dup2(nothing, fd, inheritable=False)
-    os.close(nothing)
+            os.dup2(new, fd, inheritable=False)
 
 
 os.register_at_fork(

@@ -12,6 +12,7 @@ from typing import Any
 import fastmtcp
 import pytest
 from fastmtcp.api.aio import AsyncServer
+from fastmtcp.api.answer import answer_of
 
 from tests.io.net import WAIT, silent_port
 from tests.library.conftest import KEY
@@ -122,7 +123,7 @@ def test_cancelling_while_the_library_is_busy_leaves_nothing(turns: int) -> None
             go_on = threading.Event()
             held = client._core.thread.call(go_on.wait, WAIT)
             task = asyncio.create_task(fastmtcp.open_connection(client=client, wait=False))
-            asking = asyncio.wrap_future(client._core.thread.call(client._core.report))
+            asking = asyncio.create_task(answer_of(client._core.thread.call(client._core.report)))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()

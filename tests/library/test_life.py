@@ -16,7 +16,7 @@ import fastmtcp
 import pytest
 from fastmtcp.api import pair, thread
 
-from tests.io.net import Background, is_reset, read_all, read_exactly
+from tests.io.net import Background, is_reset, read_all, read_exactly, silent_port
 from tests.library.conftest import KEY
 from tests.library.echo import echo, serve
 from tests.process.programs import eventually
@@ -31,6 +31,54 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A program of its own."""
     command = [sys.executable, "-X", "dev", "-c", program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+_SIGNALS = """
+import random, signal, fastmtcp
+
+class Alarm(Exception):
+    pass
+
+def on_alarm(*_):
+    if armed:
+        raise Alarm
+
+def interrupted(call, within):
+    global armed
+    sock = None
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, within))
+        try:
+            sock = call()
+        except TimeoutError:
+            pass
+        armed = False
+    except Alarm:
+        armed = False
+    if sock is not None:
+        sock.close()
+
+armed = False
+signal.signal(signal.SIGALRM, on_alarm)
+server = fastmtcp.Server("127.0.0.1:0")
+client = fastmtcp.Client(server.addresses)
+with client.connect(), server.accept()[0]:
+    pass
+for _ in range(400):
+    interrupted(lambda: client.connect(wait=random.random() < 0.5), 0.0012)
+    interrupted(lambda: server.accept(0.0005)[0], 0.0005)
+while True:
+    try:
+        server.accept(0.5)[0].close()
+    except TimeoutError:
+        break
+with client.connect() as near, server.accept()[0] as far:
+    near.sendall(b"both work")
+    print(far.recv(100).decode())
+client.close()
+server.close()
+"""
 
 
 class TestTheEnd:
@@ -333,6 +381,23 @@ with client.connect() as sock:
 """
         done = run(program, echo_server.addresses[0][1])
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def test_daemon_threads_that_wait_are_left_alone(self) -> None:
+        program = """
+import sys, threading, time, fastmtcp
+client = fastmtcp.Client(("127.0.0.1", int(sys.argv[1])))
+server = fastmtcp.Server("127.0.0.1:0")
+for wait in (client.connect, server.accept):
+    threading.Thread(target=wait, kwargs={"timeout": None}, daemon=True).start()
+time.sleep(0.3)
+"""
+        with silent_port() as port:
+            done = run(program, port)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def test_exceptions_of_signal_handlers_do_not_lock_up_anything(self) -> None:
+        done = run(_SIGNALS)
+        assert (done.returncode, done.stdout) == (0, "both work\n"), done.stderr
 
     def test_importing_costs_next_to_nothing(self) -> None:
         """The figure is in perf/; here, that nothing is loaded before it is used."""
