@@ -282,3 +282,6 @@ class AsyncServer:
         except (OSError, ssl_module.SSLError) as error:
             sock.close()
             log.info("stream ended before it was served: %s", error)
+        except BaseException:
+            sock.close()
+            raise
