@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 from collections.abc import Callable
@@ -177,15 +176,14 @@ class ClientWorker:
         """Open the stream, and tell the application when the target is connected."""
 
         def connected() -> None:
-            with contextlib.suppress(OSError):  # the relay finds out
-                arrival.sock.send(request.connected())
             self.join(session, stream, arrival.sock, request.budget)
 
         def refused(code: ResetCode) -> None:
             log.warning("%s refused: %s", arrival, code.explanation)
             self._arrivals.turn_away(arrival, code)
 
-        Waiting(self._loop, arrival.sock, stream, connected, refused)
+        answer = request.connected()
+        Waiting(self._loop, arrival.sock, stream, answer, connected, refused)
         stream.announce()
         session.driver.progress()
 

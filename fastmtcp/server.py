@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
@@ -366,7 +365,7 @@ def _host(address: str) -> str:
 class _Outgoing:
     """A stream's connection to its target, until it is up."""
 
-    __slots__ = ("_dial", "_send_proxy", "_session", "_stream", "_target")
+    __slots__ = ("_dial", "_loop", "_send_proxy", "_session", "_stream", "_target")
 
     def __init__(
         self,
@@ -380,6 +379,7 @@ class _Outgoing:
     ) -> None:
         """`permits` says to which addresses a client may be connected; None stands for the server's
         own target."""
+        self._loop = loop
         self._session = session
         self._stream = stream
         self._target = target
@@ -404,10 +404,16 @@ class _Outgoing:
         tune(sock)
         if self._send_proxy != "off":
             source = parse_source(self._stream.source)
-            # A fresh socket's buffer takes all of it. What is wrong with it the relay finds out.
-            with contextlib.suppress(OSError):
+            try:
                 destination = parse_source(text_address(sock.getpeername()))
+                # A fresh socket's buffer takes all of it.
                 sock.send(header(self._send_proxy, source, destination))
+            except OSError as error:
+                # Told once: the relay would take the reset for a FIN.
+                self._loop.unwatch(sock.fileno())
+                sock.close()
+                self._failed(error, False)
+                return
         self._stream.confirm()
         self._session.driver.add_relay(sock, self._stream)
         self._session.driver.progress()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import READ, Loop
@@ -32,6 +33,9 @@ class Dialogue:
         loop.watch(sock.fileno(), self._on_event)
         # Behind watch(): that may fail, and then there is nothing to time out.
         self._timer = loop.call_at(until, self._on_timeout)
+        if early:
+            # Not from here: the caller does not know us yet.
+            loop.call_soon(partial(self._on_event, 0))
 
     def cancel(self) -> None:
         """Give up without telling anybody here."""
@@ -45,11 +49,6 @@ class Dialogue:
         self._over = True
         self._timer.cancel()
         return True
-
-    def _begin_soon(self) -> None:
-        """Look for what is here already: edges that were told to the socket's former owner do not
-        come again. Not from the constructor: the caller does not know us yet."""
-        self._loop.call_soon(lambda: self._on_event(READ))
 
     def _on_event(self, mask: int) -> None:
         early, self._early = self._early, b""

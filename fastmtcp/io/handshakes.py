@@ -118,8 +118,6 @@ class ClientSocketHandshake(_SocketHandshake):
         except PeerError as error:
             # Not from here: the caller does not know us yet.
             loop.call_soon(partial(self._fail, error))
-            return
-        self._begin_soon()
 
     def _take(self, data: bytes) -> None:
         if self._tls is not None and not self._tls.is_up:
@@ -216,9 +214,7 @@ class ServerSocketHandshake(_SocketHandshake):
             certificate = security.fingerprint
         self._handshake = ServerHandshake(clients, os.urandom(NONCE_SIZE), preamble, certificate)
         self._security = security
-        if preamble.tls == (security is not None):
-            self._begin_soon()
-        else:
+        if preamble.tls != (security is not None):
             error = RefusedError(RefuseCode.TLS, TLS_DIFFERS[preamble.tls])
             loop.call_soon(partial(self._fail, error))
 

@@ -9,6 +9,14 @@ The kernel traps of it:
   socket) must go on by himself: call_soon().
 * A short read may hide a FIN that is already there, without another edge: EPOLLRDHUP in the event
   says so, and the owner then reads until 0.
+* An edge is told once, to whoever owns the descriptor then: a FIN or a reset that came with the
+  bytes for one owner is never told to the next, whose short read then looks like an empty socket.
+  EPOLL_CTL_MOD, even with the same events, looks at the descriptor anew and queues what there is
+  (ep_modify() in fs/eventpoll.c), so watch() does that at every hand-over. The new owner gets an
+  event with all that is there: it need not begin by trying, and if it does, it may trust a short
+  read, as the end is told behind it.
+* An error is told once too: the recv(), send() or SO_ERROR that returns it clears it, and recv()
+  then says 0 as after a FIN. Who gets an error may not hand the socket over.
 * A descriptor closed and opened again within one batch of events gets the old one's event. So
   every handler must bear an event without a cause: its recv() or send() just says EAGAIN.
 """
@@ -30,7 +38,7 @@ OUT = getattr(select, "EPOLLOUT", 4)
 ERR = getattr(select, "EPOLLERR", 8)
 HUP = getattr(select, "EPOLLHUP", 16)
 RDHUP = getattr(select, "EPOLLRDHUP", 0x2000)
-_EDGE = getattr(select, "EPOLLET", 1 << 31)
+_EDGES = IN | OUT | RDHUP | getattr(select, "EPOLLET", 1 << 31)
 
 READ = IN | HUP | ERR | RDHUP
 """Events that a reader should look at: errors and hang-ups show at the next recv()."""
@@ -76,11 +84,13 @@ class Loop:
     def watch(self, fd: int, handler: Handler) -> None:
         """Call `handler(events)` at every edge of `fd`, until unwatch().
 
-        A second call hands the descriptor to another owner, who must begin by trying: edges that
-        were told to the first one do not come again.
+        A second call hands the descriptor to another owner, who is told all that is there: bytes,
+        end and error, also those that the first one was told.
         """
-        if fd not in self._handlers:
-            self._epoll.register(fd, IN | OUT | RDHUP | _EDGE)
+        if fd in self._handlers:
+            self._epoll.modify(fd, _EDGES)
+        else:
+            self._epoll.register(fd, _EDGES)
         self._handlers[fd] = handler
 
     def watch_level(self, fd: int, handler: Handler) -> None:

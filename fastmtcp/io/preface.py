@@ -12,7 +12,7 @@ from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
-from fastmtcp.io.loop import ERR, HUP, READ, Loop, Timer
+from fastmtcp.io.loop import ERR, HUP, Loop, Timer
 from fastmtcp.io.tcp import abort
 
 log = logging.getLogger("fastmtcp.preface")
@@ -66,7 +66,6 @@ class Preface(Dialogue):
         self._opening = opening
         self._done = done
         self._failed = failed
-        self._begin_soon()
 
     def _take(self, data: bytes) -> None:
         self._send(self._opening.feed(data))
@@ -89,7 +88,8 @@ class Preface(Dialogue):
 class Waiting:
     """An application that waits for its target: the user of its stream until there is a relay.
 
-    Calls `connected()` or `refused(code)` once; neither if the application goes away before.
+    Calls `connected()`, when it has sent `answer`, or `refused(code)`, once; neither if the
+    application goes away before.
     """
 
     def __init__(
@@ -97,12 +97,14 @@ class Waiting:
         loop: Loop,
         sock: socket.socket,
         stream: Stream,
+        answer: bytes,
         connected: Callable[[], None],
         refused: Callable[[ResetCode], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._stream = stream
+        self._answer = answer
         self._connected = connected
         self._refused = refused
         self._over = False
@@ -118,15 +120,24 @@ class Waiting:
             self._refused(self._stream.reset_code)
         elif self._stream.connected:
             self._over = True
-            self._connected()
+            try:
+                self._sock.send(self._answer)
+            except OSError:
+                # Told once: the relay would take the reset for a FIN.
+                self._give_up()
+            else:
+                self._connected()
 
     def _on_event(self, mask: int) -> None:
         # Its bytes wait for the relay; so does a FIN, as it may still want the answer.
         if mask & (ERR | HUP) and not self._over:
             self._over = True
-            log.debug("stream %d: the application is gone", self._stream.stream_id)
-            _drop(self._loop, self._sock)
-            self._stream.reset(ResetCode.CANCELLED)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        log.debug("stream %d: the application is gone", self._stream.stream_id)
+        _drop(self._loop, self._sock)
+        self._stream.reset(ResetCode.CANCELLED)
 
 
 def say_farewell(loop: Loop, sock: socket.socket, answer: bytes) -> None:
@@ -158,8 +169,6 @@ def say_farewell(loop: Loop, sock: socket.socket, answer: bytes) -> None:
     with contextlib.suppress(OSError):
         sock.send(answer)
         sock.shutdown(socket.SHUT_WR)
-    # Edges that were told to the socket's former owner do not come again.
-    loop.call_soon(lambda: on_event(READ) if sock.fileno() >= 0 else None)
 
 
 def _drop(loop: Loop, sock: socket.socket) -> None:

@@ -160,6 +160,7 @@ class Relay:
             stream.finish()
             return
         if count < len(space) and not self._rdhup:
+            # If there is an end or an error behind it, its event is still to come.
             self._readable = False
         if self._budget is not None:
             if count > self._budget:

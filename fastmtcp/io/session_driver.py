@@ -80,10 +80,10 @@ class SessionDriver:
         subflow_socket = SubflowSocket(self, sock, subflow, peer, on_lost, tls)
         if early:
             self.received(subflow_socket, memoryview(early))
+            if subflow_socket.rest is not None:
+                self.read_later(subflow_socket)
         # Its round-trip time is known from the handshake.
         subflow_socket.measure(self.loop.now)
-        # Bytes may have come while the handshake had the socket: their edge is gone.
-        subflow_socket.read()
         self.progress()
         return subflow_socket
 

@@ -146,28 +146,30 @@ class _Client:
             self._gone(self)
 
     def _on_event(self, mask: int) -> None:
-        if mask & READ and not self._asked:
+        if mask & READ:
             self._read()
         if mask & OUT and self._out:
             self._write()
 
     def _read(self) -> None:
-        try:
-            data = self._sock.recv(_READ)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._request += data
-        if self._request == REQUEST:
-            self._asked = True
-            self._timer.cancel()
-            self._timer = self._loop.call_later(TIMEOUT, self.close)
-            self._ask(self._answer)
-        elif not data:
-            self.close()
-        elif not REQUEST.startswith(self._request):
-            self._answer(_error("unknown request; send the line `status`"))
+        """To the end of what is here: no other event tells of a FIN that came with a piece."""
+        while not self._asked and not self._closed:
+            try:
+                data = self._sock.recv(_READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            self._request += data
+            if self._request == REQUEST:
+                self._asked = True
+                self._timer.cancel()
+                self._timer = self._loop.call_later(TIMEOUT, self.close)
+                self._ask(self._answer)
+            elif not data:
+                self.close()
+            elif not REQUEST.startswith(self._request):
+                self._answer(_error("unknown request; send the line `status`"))
 
     def _answer(self, document: bytes) -> None:
         if not self._closed:

@@ -112,6 +112,17 @@ def test_the_request_may_come_in_pieces(served: Served) -> None:
     assert served.run(read_all, client).result() == served.answer
 
 
+def test_who_says_a_piece_and_leaves_keeps_no_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The FIN is there with the piece: no other event tells of it."""
+    monkeypatch.setattr(control, "REQUEST_TIMEOUT", 1000.0)
+    client = served.connect()
+    client.sendall(REQUEST[:3])
+    client.shutdown(socket.SHUT_WR)
+    assert served.run(read_all, client).result() == b""
+
+
 def test_a_client_may_shut_its_side_down(served: Served) -> None:
     client = served.connect()
     client.sendall(REQUEST)
