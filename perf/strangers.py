@@ -17,7 +17,7 @@ import time
 import click
 from fastmtcp.auth import NEW_SESSION, Preamble
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.io.tls import Tls, new_scratch
+from fastmtcp.io.tls import Tls
 
 from perf.command import start
 
@@ -35,7 +35,7 @@ def content(kind: str) -> bytes:
         return Preamble(False, NEW_SESSION).encode()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    _, hello = Tls(context, new_scratch()).feed(b"")
+    _, hello = Tls(context).feed(b"")
     return Preamble(True, NEW_SESSION).encode() + hello
 
 

@@ -8,7 +8,8 @@ all views of an object share one managed buffer, which holds exactly one referen
 them is alive (Objects/memoryobject.c). So no view can be used after its slab was recycled, and
 none can leak, without a single retain() or release() in the code.
 
-Slabs are anonymous mappings: malloc() would keep what a burst has used once.
+Slabs are anonymous mappings: malloc() would keep what a burst has used once. They are private: what
+is forked from this process must not see our bytes change, and Python maps them shared by default.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ _getrefcount = sys.getrefcount
 def _new_slab(size: int) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
-    # Private: a process forked from this one must not see our bytes change.
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
@@ -52,6 +52,7 @@ class BufferPool:
         "_others",
         "_position",
         "_view",
+        "scratch",
         "slab_size",
     )
 
@@ -62,6 +63,14 @@ class BufferPool:
         soft_limit: int = 48 * 1024 * KIB,
     ) -> None:
         self.slab_size = slab_size
+        self.scratch = memoryview(_new_slab(_SCRATCH))
+        """For ciphertext on its way from a socket to OpenSSL. Nothing stays in it, so all
+        connections of the worker have one.
+
+        It begins with a page, as mappings do. On some processors memcpy() is seven times slower
+        if both places have nearly the same offset in their pages, as two pieces of the heap of
+        equal size easily have: deciphering then took half as much time again.
+        """
         self._min_read = min_read
         self._limit = soft_limit // slab_size
         self._others: list[mmap.mmap] = []
@@ -126,6 +135,9 @@ class BufferPool:
                 return others.pop(index)
         return None
 
+
+_SCRATCH = 64 * KIB
+"""Bytes of ciphertext read at once. OpenSSL's memory grows to a third more, for each connection."""
 
 _COPY_BELOW = 8 * KIB
 _KEEP = 4

@@ -93,7 +93,7 @@ class SubflowSocket:
                 if tls is None:
                     count = self._sock.recv_into(space)
                 else:
-                    count = tls.recv_into(self._sock, space)
+                    count = tls.recv_into(self._sock, space, pool.scratch)
             except BlockingIOError:
                 return
             except OSError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import shlex
 import socket
@@ -22,11 +21,11 @@ from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.errors import ConfigError, PeerError
 from fastmtcp.link import show_fingerprint
 
-_SCRATCH = 64 * 1024
-"""Bytes of ciphertext read at once. OpenSSL's memory grows to a third more, for each connection."""
-
 _MAX_FILE = 1 << 20
 _RECORD = 16 * 1024
+_OUT = 64 * 1024
+"""Bytes of ciphertext after which they are taken out of OpenSSL's memory, which never shrinks."""
+
 _SMALL = 2048
 """Buffers below this go together into one record."""
 
@@ -46,14 +45,10 @@ class Tls:
     def __init__(
         self,
         context: ssl.SSLContext,
-        scratch: memoryview,
         *,
         server_side: bool = False,
         server_name: str | None = None,
     ) -> None:
-        """`scratch` is for ciphertext on its way from the socket to OpenSSL; nothing stays in it,
-        so all connections of a loop share one."""
-        self._scratch = scratch
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(
@@ -124,9 +119,9 @@ class Tls:
         self._sent += total
         return out, total
 
-    def recv_into(self, sock: socket.socket, space: memoryview) -> int:
+    def recv_into(self, sock: socket.socket, space: memoryview, scratch: memoryview) -> int:
         """Like sock.recv_into(space), with plaintext: less than `space` holds means that the
-        socket had no more.
+        socket had no more. `scratch` is for ciphertext on its way to OpenSSL.
 
         Raises:
             BlockingIOError: nothing there.
@@ -137,7 +132,6 @@ class Tls:
         size = len(space)
         count = 0
         short = False
-        scratch = self._scratch
         while True:
             try:
                 while count < size:
@@ -173,22 +167,16 @@ class Tls:
             view = memoryview(buffer)
             while done < size:
                 done += write(view[done : done + _RECORD])
-        if self._outgoing.pending >= _SCRATCH:
+        if self._outgoing.pending >= _OUT:
             out.append(self._outgoing.read())
 
 
-def new_scratch() -> memoryview:
-    """For the connections of one loop.
-
-    A mapping begins with a page. On some processors memcpy() is seven times slower if both places
-    have nearly the same offset in their pages, as two pieces of the heap of equal size easily have:
-    deciphering then took half as much time again.
-    """
-    return memoryview(mmap.mmap(-1, _SCRATCH))
-
-
 class ServerTls:
-    """A server's certificate and what it asks of clients, as they were when the files were read."""
+    """A server's certificate and what it asks of clients, as they were when the files were read.
+
+    Like ClientTls it is made by the supervisor and used by every worker that is forked from it. So
+    neither holds anything that is written to: buffers are in the worker's BufferPool.
+    """
 
     def __init__(
         self,
@@ -209,11 +197,10 @@ class ServerTls:
             context.verify_mode = ssl.CERT_REQUIRED
             _load_authorities(context, client_ca_file)
         self.fingerprint = fingerprint(read_certificate(certificate))
-        self.scratch = new_scratch()
         self._context = context
 
     def accept(self) -> Tls:
-        return Tls(self._context, self.scratch, server_side=True)
+        return Tls(self._context, server_side=True)
 
 
 class ClientTls:
@@ -249,7 +236,6 @@ class ClientTls:
             _load_authorities(context, ca_file)
         if certificate is not None:
             _load_certificate(context, certificate, key or certificate)
-        self.scratch = new_scratch()
 
     def again(self) -> ClientTls:
         """The same with its files read again. Not on a loop. Raises ConfigError."""
@@ -258,7 +244,7 @@ class ClientTls:
     def connect(self, host: str) -> Tls:
         """To the server called `host`, unless the settings know a better name."""
         name = self._server_name or host
-        return Tls(self._context, self.scratch, server_name=name if self._by_name else None)
+        return Tls(self._context, server_name=name if self._by_name else None)
 
     def check(self, tls: Tls) -> bytes:
         """The fingerprint of the server's certificate.

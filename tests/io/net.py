@@ -67,6 +67,14 @@ def refusing_port() -> Iterator[int]:
         yield bound_only.getsockname()[1]
 
 
+def free_port() -> int:
+    """A port on which nobody listens now, for a program that must be told one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextlib.contextmanager
 def silent_port() -> Iterator[int]:
     """A port that never answers: its queue of connections is full, so SYNs are dropped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -131,3 +132,18 @@ def test_a_stalled_stream_in_front_does_not_stop_the_recycling(pool: BufferPool)
         read(pool, b"f" * MIN_READ)
     assert pool.slabs <= before + 3
     assert all(view == b"s" * MIN_READ for view in stalled)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_nothing_is_shared_with_a_process_that_is_forked(pool: BufferPool) -> None:
+    """Workers that shared a buffer would overwrite one another's bytes."""
+    views = (pool.reserve(), pool.scratch)
+    for view in views:
+        view[:2] = b"us"
+    pid = os.fork()
+    if pid == 0:
+        for view in views:
+            view[:2] = b"it"
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert [bytes(view[:2]) for view in views] == [b"us", b"us"]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import random
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fastmtcp.auth import RefuseCode, RefusedError
 from fastmtcp.errors import ConfigError
 from fastmtcp.io import handshakes, tls
+from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.tls import ClientTls, ServerTls, Tls, new_scratch
+from fastmtcp.io.tls import ClientTls, ServerTls, Tls
 
 from tests.io import certificates
 from tests.io.certificates import Files
@@ -24,6 +26,7 @@ from tests.io.net import WAIT, Background, data, read_exactly, run_until, tcp_pa
 from tests.io.sides import GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both
 from tests.io.test_pool import World
 
+SCRATCH = BufferPool().scratch
 TLS_PREAMBLE = NEW.encode()[:9] + b"\1" + NEW.encode()[10:]
 
 
@@ -84,7 +87,7 @@ class TestCertificates:
             server.sock.sendmsg(server.tls.seal([words])[0])
             run_until(loop, lambda: peek(client.sock, 1))
             space = memoryview(bytearray(100))
-            assert client.tls.recv_into(client.sock, space) == len(words)
+            assert client.tls.recv_into(client.sock, space, SCRATCH) == len(words)
             assert space[: len(words)] == words
 
     def test_another_fingerprint(self, loop: Loop, files: Files, other: Files) -> None:
@@ -162,7 +165,7 @@ class TestCertificates:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with near:
-            old = Tls(context, new_scratch())
+            old = Tls(context)
             near.sendall(TLS_PREAMBLE + old.feed(b"")[1])
             run_until(loop, lambda: server.over)
             assert str(server.errors[0]) == "TLS: the other side does not speak TLS 1.3"
@@ -262,7 +265,7 @@ class TestBytes:
                     space = memoryview(bytearray(rng.choice((100, 20_000, 200_000))))
                     while True:
                         try:
-                            count = sink.recv_into(far, space)
+                            count = sink.recv_into(far, space, SCRATCH)
                         except BlockingIOError:
                             break
                         assert count
@@ -270,7 +273,7 @@ class TestBytes:
                         if count < len(space):
                             # That says that nothing is left, as on a plain socket.
                             with pytest.raises(BlockingIOError):
-                                sink.recv_into(far, space)
+                                sink.recv_into(far, space, SCRATCH)
                             break
                 assert got == content
 
@@ -279,7 +282,7 @@ class TestBytes:
         near, far = tcp_pair()
         with far:
             near.close()
-            assert server.recv_into(far, memoryview(bytearray(100))) == 0
+            assert server.recv_into(far, memoryview(bytearray(100)), SCRATCH) == 0
 
     def test_a_changed_byte_is_noticed(self, files: Files) -> None:
         client, server = joined(files)
@@ -289,7 +292,7 @@ class TestBytes:
             wire[500] ^= 1
             near.sendall(wire)
             with pytest.raises(OSError, match="TLS: ") as caught:
-                server.recv_into(far, memoryview(bytearray(5000)))
+                server.recv_into(far, memoryview(bytearray(5000)), SCRATCH)
             assert caught.value.errno == errno.EPROTO
 
     def test_it_costs_little_more_than_the_bytes(self, files: Files) -> None:
@@ -336,6 +339,30 @@ def exchange(sock: socket.socket, content: bytes, digest: str) -> None:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_workers_that_have_one_context_draw_different_keys(files: Files) -> None:
+    """Each is forked from the process that has read the certificates, with all its state."""
+    client = ClientTls((files.fingerprint,))
+    client.connect("localhost").feed(b"")
+    hellos = [_in_a_fork(lambda: client.connect("localhost").feed(b"")[1]) for _ in range(2)]
+    # Random bytes and a key of which the other half stays here.
+    assert hellos[0][11:43] != hellos[1][11:43]
+    assert hellos[0][-32:] != hellos[1][-32:]
+
+
+def _in_a_fork(make: Callable[[], bytes]) -> bytes:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(write, make())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        made = pipe.read()
+    os.waitpid(pid, 0)
+    return made
 
 
 class TestFiles:

@@ -21,9 +21,9 @@ import urllib3
 import urllib3.connection
 from requests.adapters import HTTPAdapter
 
-from tests.io.net import WAIT, Background, data, read_all
+from tests.io.net import WAIT, Background, data, free_port, read_all
 from tests.library.conftest import Pair
-from tests.process.test_real_programs import free_port, running, sha256, tool
+from tests.process.test_real_programs import running, sha256, tool
 
 Pairs = Callable[[], Pair]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.programs import Programs
+from tests.process.programs import PLAIN, Programs
 from tests.process.targets import Target, echo, exchange
 
 _FILES = 8192
@@ -25,9 +25,16 @@ def _enough_open_files() -> None:
 
 
 @pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
+def setup(request: pytest.FixtureRequest) -> str:
+    """How servers and clients are set up: PLAIN unless a test asks for another one."""
+    how: str = getattr(request, "param", PLAIN)
+    return how
+
+
+@pytest.fixture
+def programs(tmp_path: Path, setup: str) -> Iterator[Programs]:
     """Starts the commands, stops them at the end, and fails if they leave anything behind."""
-    programs = Programs(tmp_path)
+    programs = Programs(tmp_path, setup)
     yield programs
     programs.end()
 

@@ -17,10 +17,19 @@ from typing import TypeVar
 
 import psutil
 import pytest
+from fastmtcp.link import Link
 
-from tests.io.net import WAIT, is_reset
+from tests.io.net import WAIT, free_port, is_reset
 
 T = TypeVar("T")
+
+PLAIN, QUICK_START = "plain", "quick start"
+"""How a server and its clients are set up. Plain: key, TLS and certificate are left out, and there
+are as many workers and connections as the test says. Quick start: as the README has it, by
+`fastmtcp init server` and its link, and the number of both is found by the programs themselves."""
+
+SERVER_DIR, LINK = "server", "first.link"
+"""What a quick start leaves in the folder of the test."""
 
 _FATAL = re.compile(r"Traceback|crashed|internal error|AssertionError")
 _SLOW = re.compile(r"hangs|does not end")
@@ -176,8 +185,10 @@ class Program:
 class Programs:
     """Starts programs for one test and, at its end, checks what they leave behind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setup: str = PLAIN) -> None:
         self.folder = folder
+        self.is_quick_start = setup == QUICK_START
+        self._public_port: int | None = None
         self._started: list[Program] = []
         self._shared_memory = _shared_memory()
 
@@ -190,16 +201,49 @@ class Programs:
     def server(self, target: int | str, *arguments: object, port: int = 0) -> Program:
         """A server on loopback, ready."""
         target = target if isinstance(target, str) else f"127.0.0.1:{target}"
-        where = ("--listen", f"127.0.0.1:{port}", "--target", target)
+        where: tuple[object, ...] = ("--target", target)
+        if self.is_quick_start:
+            is_first = self._public_port is None
+            public = self.init_server(port)
+            where += ("--config", f"{SERVER_DIR}/server.toml")
+            if not is_first and port != public:
+                where += ("--listen", f"127.0.0.1:{port}")
+        else:
+            where += ("--listen", f"127.0.0.1:{port}")
         return self.start("fastmtcp-server", *where, *arguments).ready()
 
     def client(self, server: Program | int, *arguments: object, port: int = 0) -> Program:
-        """A client on loopback, ready; with 4 connections if `arguments` do not say how many."""
+        """A client on loopback, ready; if `arguments` do not say how many connections, a plain one
+        has 4."""
         number = server.port if isinstance(server, Program) else server
-        where = ("--listen", f"127.0.0.1:{port}", "--server", f"127.0.0.1:{number}")
-        # The last one counts.
-        many = ("--connections", 4)
-        return self.start("fastmtcp-client", *where, *many, *arguments).ready()
+        where: tuple[object, ...] = ("--listen", f"127.0.0.1:{port}")
+        if not self.is_quick_start or number != self.init_server(number):
+            where += ("--server", f"127.0.0.1:{number}")
+        # The last number counts.
+        where += ("--link-file", LINK) if self.is_quick_start else ("--connections", 4)
+        return self.start("fastmtcp-client", *where, *arguments).ready()
+
+    def init_server(self, port: int = 0, target: str = "127.0.0.1:5201") -> int:
+        """Run `fastmtcp init server` unless that was done; the port of its public address."""
+        if self._public_port is None:
+            self._public_port = port or free_port()
+            address = ("--public-address", f"127.0.0.1:{self._public_port}")
+            where = ("--target", target, "--dir", SERVER_DIR)
+            self.keep_link(LINK, "init", "server", *address, *where)
+        return self._public_port
+
+    def keep_link(self, name: str, *line: str) -> Link:
+        """Run a command that prints a link, and keep that in a file, as a user would."""
+        done = self.run("fastmtcp", *line)
+        assert done.returncode == 0, done.stderr
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_text(done.stdout)
+        return Link.parse(done.stdout)
+
+    def fixed(self, *arguments: object) -> tuple[object, ...]:
+        """`arguments` that fix what the programs find by themselves in a quick start."""
+        return () if self.is_quick_start else arguments
 
     def proxy(self, server: Program, *arguments: object) -> Program:
         """A client that is a proxy on loopback, ready."""
@@ -208,8 +252,8 @@ class Programs:
 
     def pair(self, target: int | str, server_workers: int = 1, client_workers: int = 1) -> Program:
         """A server and a client; returns the client."""
-        server = self.server(target, "--workers", server_workers)
-        return self.client(server, "--workers", client_workers)
+        server = self.server(target, *self.fixed("--workers", server_workers))
+        return self.client(server, *self.fixed("--workers", client_workers))
 
     def run(self, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run a command that is expected to end by itself."""

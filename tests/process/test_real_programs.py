@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.io.net import WAIT, data
+from tests.io.net import WAIT, data, free_port
 from tests.process.programs import Program, Programs, command, eventually
 
 MB = 1_000_000
@@ -40,13 +40,6 @@ def tool(name: str) -> str:
     if found is None:
         pytest.fail(f"{name} is missing: install the package {_PACKAGES[name]} (see scripts/test)")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

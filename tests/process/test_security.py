@@ -17,7 +17,14 @@ from fastmtcp.link import Link
 
 from tests.io import certificates
 from tests.io.net import WAIT, is_reset, read_exactly
-from tests.process.programs import Program, Programs, eventually, subflows_by_worker
+from tests.process.programs import (
+    LINK,
+    SERVER_DIR,
+    Program,
+    Programs,
+    eventually,
+    subflows_by_worker,
+)
 from tests.process.targets import Target, ask_for_exchange, round_trip
 
 MB = 1_000_000
@@ -28,25 +35,13 @@ class Setup:
 
     def __init__(self, programs: Programs, target: int) -> None:
         self.programs = programs
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        address, where = f"127.0.0.1:{self.port}", f"127.0.0.1:{target}"
-        self.links: dict[str, Link] = {}
-        line = ("init", "server", "--public-address", address, "--target", where, "--dir", "server")
-        self.keep_link("first", *line)
-        self.folder = programs.folder / "server"
-
-    def keep_link(self, name: str, *line: str) -> None:
-        done = self.programs.run("fastmtcp", *line)
-        assert done.returncode == 0, done.stderr
-        path = self.programs.folder / f"{name}.link"
-        path.write_text(done.stdout)
-        path.chmod(0o600)
-        self.links[name] = Link.parse(done.stdout)
+        self.port = programs.init_server(target=f"127.0.0.1:{target}")
+        self.folder = programs.folder / SERVER_DIR
+        self.links = {"first": Link.parse((programs.folder / LINK).read_text())}
 
     def add(self, name: str) -> None:
-        self.keep_link(name, "client", "add", name, "--dir", "server")
+        line = ("client", "add", name, "--dir", SERVER_DIR)
+        self.links[name] = self.programs.keep_link(f"{name}.link", *line)
 
     def server(self, *arguments: object) -> Program:
         config = ("--config", self.folder / "server.toml")

@@ -18,10 +18,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.io.net import WAIT, abort, data, read_all, read_exactly, refusing_port, silent_port
+from tests.io.net import (
+    WAIT,
+    abort,
+    data,
+    free_port,
+    read_all,
+    read_exactly,
+    refusing_port,
+    silent_port,
+)
 from tests.process.programs import Program, Programs, eventually, open_files
 from tests.process.targets import Target, ask_for_exchange, round_trip
-from tests.process.test_real_programs import free_port, run, running, tool
+from tests.process.test_real_programs import run, running, tool
 
 
 class TestTargets:
