@@ -26,7 +26,7 @@ def _enough_open_files() -> None:
 
 @pytest.fixture
 def setup(request: pytest.FixtureRequest) -> str:
-    """How servers and clients are set up: PLAIN unless a test asks for another one."""
+    """How servers and clients are set up: PLAIN unless a test says IN_BOTH_SETUPS."""
     how: str = getattr(request, "param", PLAIN)
     return how
 

@@ -23,10 +23,16 @@ from tests.io.net import WAIT, free_port, is_reset
 
 T = TypeVar("T")
 
-PLAIN, QUICK_START = "plain", "quick start"
+PLAIN, QUICK_START = "plain", "quick-start"
 """How a server and its clients are set up. Plain: key, TLS and certificate are left out, and there
 are as many workers and connections as the test says. Quick start: as the README has it, by
 `fastmtcp init server` and its link, and the number of both is found by the programs themselves."""
+
+IN_BOTH_SETUPS = pytest.mark.parametrize("setup", [PLAIN, QUICK_START], indirect=True)
+"""For tests of what must be so however the programs are set up."""
+
+ALL_UP = r"\b(\d+) of \1 subflows up"
+"""In the log of a client, however many it has."""
 
 SERVER_DIR, LINK = "server", "first.link"
 """What a quick start leaves in the folder of the test."""
@@ -216,12 +222,10 @@ class Programs:
         """A client on loopback, ready; if `arguments` do not say how many connections, a plain one
         has 4."""
         number = server.port if isinstance(server, Program) else server
-        where: tuple[object, ...] = ("--listen", f"127.0.0.1:{port}")
-        if not self.is_quick_start or number != self.init_server(number):
-            where += ("--server", f"127.0.0.1:{number}")
+        where = ("--listen", f"127.0.0.1:{port}", *self._way_to(number))
         # The last number counts.
-        where += ("--link-file", LINK) if self.is_quick_start else ("--connections", 4)
-        return self.start("fastmtcp-client", *where, *arguments).ready()
+        many = self.fixed("--connections", 4)
+        return self.start("fastmtcp-client", *where, *many, *arguments).ready()
 
     def init_server(self, port: int = 0, target: str = "127.0.0.1:5201") -> int:
         """Run `fastmtcp init server` unless that was done; the port of its public address."""
@@ -241,13 +245,21 @@ class Programs:
         path.write_text(done.stdout)
         return Link.parse(done.stdout)
 
+    def _way_to(self, port: int) -> tuple[object, ...]:
+        """What a client must be told of the server at `port`."""
+        there = ("--server", f"127.0.0.1:{port}")
+        if not self.is_quick_start:
+            return there
+        link = ("--link-file", LINK)
+        return link if port == self.init_server(port) else (*link, *there)
+
     def fixed(self, *arguments: object) -> tuple[object, ...]:
         """`arguments` that fix what the programs find by themselves in a quick start."""
         return () if self.is_quick_start else arguments
 
     def proxy(self, server: Program, *arguments: object) -> Program:
         """A client that is a proxy on loopback, ready."""
-        where = ("--proxy", "127.0.0.1:0", "--server", f"127.0.0.1:{server.port}")
+        where = ("--proxy", "127.0.0.1:0", *self._way_to(server.port))
         return self.start("fastmtcp-client", *where, "--workers", 2, *arguments).ready()
 
     def pair(self, target: int | str, server_workers: int = 1, client_workers: int = 1) -> Program:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.io.net import WAIT, data, free_port
-from tests.process.programs import Program, Programs, command, eventually
+from tests.process.programs import IN_BOTH_SETUPS, Program, Programs, command, eventually
 
 MB = 1_000_000
 _PACKAGES = {
@@ -150,6 +150,7 @@ class TestCurlAndNginx:
         with running(tmp_path, port, *command):
             yield port, files
 
+    @IN_BOTH_SETUPS
     def test_a_file_of_200_mb(
         self, programs: Programs, nginx: tuple[int, Path], tmp_path: Path
     ) -> None:
@@ -180,6 +181,7 @@ class TestCurlAndNginx:
             assert (tmp_path / f"small{number}").read_bytes() == data(number * 100, number)
 
 
+@IN_BOTH_SETUPS
 class TestRsync:
     def test_a_tree_there_and_back(self, programs: Programs, tmp_path: Path) -> None:
         port = free_port()
@@ -273,6 +275,7 @@ PermitRootLogin prohibit-password
         run(tool("rsync"), "-a", "-e", shell, source, tmp_path / "to")
         assert sha256(tmp_path / "to" / "big") == digest
 
+    @IN_BOTH_SETUPS
     @pytest.mark.parametrize("way", ["plain", "socks5", "http"])
     def test_a_command_with_much_input_and_output(
         self, programs: Programs, sshd: int, tmp_path: Path, way: str

@@ -12,7 +12,14 @@ import psutil
 import pytest
 
 from tests.io.net import WAIT, is_reset, read_all, read_exactly, refusing_port
-from tests.process.programs import Program, Programs, eventually, subflows_by_worker
+from tests.process.programs import (
+    ALL_UP,
+    IN_BOTH_SETUPS,
+    Program,
+    Programs,
+    eventually,
+    subflows_by_worker,
+)
 from tests.process.targets import Target, echo, round_trip
 
 
@@ -89,6 +96,7 @@ def client_worker_of(client: Program, application: socket.socket) -> int:
 
 
 class TestWorkerKilled:
+    @IN_BOTH_SETUPS
     def test_at_the_server_its_streams_are_reset_and_all_goes_on(
         self, programs: Programs, listener: socket.socket
     ) -> None:
@@ -112,10 +120,11 @@ class TestWorkerKilled:
         eventually(lambda: len(server.workers()) == 4, "the worker is there again")
         assert len(set(before) & set(server.workers())) == 3
         client.wait_for("starting a new one")
-        client.wait_for("8 of 8 subflows up", 2)
+        client.wait_for(ALL_UP, 2)
         for _ in range(10):
             finish(*open_stream(client, listener))
 
+    @IN_BOTH_SETUPS
     def test_at_the_client_its_streams_are_reset_and_all_goes_on(
         self, programs: Programs, listener: socket.socket
     ) -> None:
@@ -133,7 +142,7 @@ class TestWorkerKilled:
             finish(*stream)
         client.wait_for(rf"worker \d \(pid {victim}\) ended by signal 9")
         eventually(lambda: len(client.workers()) == 2, "the worker is there again")
-        client.wait_for("8 of 8 subflows up", 2)
+        client.wait_for(ALL_UP, 2)
         for _ in range(10):
             finish(*open_stream(client, listener))
         for _, target in hit:
@@ -152,6 +161,7 @@ class TestWorkerKilled:
         finish(*open_stream(client, listener))
 
 
+@IN_BOTH_SETUPS
 class TestSupervisorKilled:
     @pytest.mark.parametrize("which", ["server", "client"])
     def test_its_workers_end_and_everybody_is_reset(
@@ -176,13 +186,14 @@ class TestSupervisorKilled:
             else programs.client(server, port=client.port)
         )
         if which == "server":
-            client.wait_for(r"\d of \d subflows up", 2)
+            client.wait_for(ALL_UP, 2)
             finish(*open_stream(client, listener))
         else:
             finish(*open_stream(again, listener))
 
 
 class TestServerComesAndGoes:
+    @IN_BOTH_SETUPS
     @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
     def test_restarted_under_a_client(
         self, programs: Programs, echo_target: Target[int], how: signal.Signals
@@ -196,7 +207,7 @@ class TestServerComesAndGoes:
         else:
             server.end()
         programs.server(echo_target.port, "--workers", 2, port=server.port)
-        client.wait_for("8 of 8 subflows up", 2)
+        client.wait_for(ALL_UP, 2)
         for _ in range(5):
             assert round_trip(client.address)
 
@@ -227,6 +238,7 @@ class TestServerComesAndGoes:
 
 
 class TestDrain:
+    @IN_BOTH_SETUPS
     @pytest.mark.parametrize("which", ["server", "client"])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_open_streams_go_on_and_finish_and_no_new_ones_begin(
