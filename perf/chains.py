@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,12 +12,13 @@ from typing import NamedTuple
 
 from fastmtcp import certificate
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.server_dir import CONFIG, ServerDir
 
 from perf.processes import Process, need, running
+from perf.setups import PLAIN, QUICK_START, TLS, set_up
 
 FASTMTCP = "fastmtcp"
 FASTMTCP_TLS = "fastmtcp-tls"
+FASTMTCP_QUICK_START = "fastmtcp-quick-start"
 HAPROXY = "haproxy"
 HAPROXY_TLS = "haproxy-tls"
 SOCAT = "socat"
@@ -28,6 +28,7 @@ DESCRIPTIONS = {
     DIRECT: "no forwarder",
     FASTMTCP: "fastmtcp-client and -server, 1 worker each",
     FASTMTCP_TLS: "the same with TLS 1.3 between the two",
+    FASTMTCP_QUICK_START: "fastmtcp as in its quick start",
     HAPROXY: "two HAProxies in a row, mode tcp, nbthread 1 each",
     HAPROXY_TLS: "the same HAProxies with TLS 1.3 between the two",
     SOCAT: "two socats in a row, -b 262144",
@@ -60,48 +61,15 @@ def direct(target: Endpoint) -> Iterator[Chain]:
 
 
 @contextlib.contextmanager
-def fastmtcp(target: Endpoint, connections: int = 4) -> Iterator[Chain]:
-    """fastmtcp over loopback, `connections` subflows between client and server."""
+def fastmtcp(target: Endpoint, setup: str = PLAIN, connections: int = 4) -> Iterator[Chain]:
+    """fastmtcp over loopback; `connections` are subflows between client and server."""
     middle, entry = free_endpoint(), free_endpoint()
     with (
-        running("fastmtcp-server", server_command(middle, target)) as server,
-        running("fastmtcp-client", client_command(entry, middle, connections)) as client,
+        set_up(setup, middle, target) as made,
+        running("fastmtcp-server", made.server) as server,
+        running("fastmtcp-client", made.client(entry, connections)) as client,
     ):
         yield Chain(entry, (client, server), middle)
-
-
-@contextlib.contextmanager
-def fastmtcp_tls(target: Endpoint, connections: int = 4) -> Iterator[Chain]:
-    """fastmtcp as `fastmtcp init server` sets it up."""
-    middle, entry = free_endpoint(), free_endpoint()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made = ServerDir.create(folder / "server", middle, target)
-        link = folder / "fastmtcp.link"
-        link.touch(mode=0o600)
-        link.write_text(made.add_client("perf").text())
-        config = ("--config", str(made.path / CONFIG))
-        server = stack.enter_context(
-            running("fastmtcp-server", server_command(middle, target, *config))
-        )
-        more = ("--link-file", str(link))
-        client = stack.enter_context(
-            running("fastmtcp-client", client_command(entry, middle, connections, *more))
-        )
-        yield Chain(entry, (client, server), middle)
-
-
-def server_command(listen: Endpoint, target: Endpoint, *more: str) -> list[str]:
-    command = [sys.executable, "-m", "fastmtcp.cli.server", "--workers", "1", "--drain-timeout"]
-    return [*command, "1", "--listen", str(listen), "--target", str(target), *more]
-
-
-def client_command(
-    listen: Endpoint, server: Endpoint | str, connections: int, *more: str
-) -> list[str]:
-    command = [sys.executable, "-m", "fastmtcp.cli.client", "--workers", "1", "--drain-timeout"]
-    command += ["1", "--listen", str(listen), "--server", str(server)]
-    return [*command, "--connections", str(connections), *more]
 
 
 @contextlib.contextmanager
@@ -164,7 +132,8 @@ def socat(target: Endpoint) -> Iterator[Chain]:
 CHAINS: dict[str, Callable[[Endpoint], contextlib.AbstractContextManager[Chain]]] = {
     DIRECT: direct,
     FASTMTCP: fastmtcp,
-    FASTMTCP_TLS: fastmtcp_tls,
+    FASTMTCP_TLS: partial(fastmtcp, setup=TLS),
+    FASTMTCP_QUICK_START: partial(fastmtcp, setup=QUICK_START),
     HAPROXY: haproxy,
     HAPROXY_TLS: partial(haproxy, tls=True),
     SOCAT: socat,

@@ -10,6 +10,7 @@ import click
 from fastmtcp.cli.options import run
 
 from perf.processes import stop_on_signals
+from perf.setups import PLAIN, SETUPS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,6 +33,16 @@ def seconds_option(default: int) -> Callable[[F], F]:
         type=click.IntRange(1, 600),
         help="Length of each measurement.",
     )
+
+
+def setup_option(function: F) -> F:
+    return click.option(
+        "--setup",
+        default=PLAIN,
+        show_default=True,
+        type=click.Choice(SETUPS),
+        help="How fastmtcp is set up; see perf/README.md.",
+    )(function)
 
 
 def skip_option(*names: str) -> Callable[[F], F]:

@@ -15,7 +15,7 @@ from perf.command import repeat_option, seconds_option, skip_option, start
 from perf.processes import Meter, need, running
 from perf.results import Run, median_of
 
-KINDS = (chains.DIRECT, chains.FASTMTCP, chains.HAPROXY)
+KINDS = (chains.DIRECT, chains.FASTMTCP, chains.FASTMTCP_QUICK_START, chains.HAPROXY)
 MODES = {"close": "connections/s", "keep-alive": "requests/s"}
 
 
@@ -104,7 +104,8 @@ def report(runs: list[Run], kinds: list[str]) -> str:
 def main(seconds: int, connections: int, repeat: int, skip: tuple[str, ...]) -> None:
     """New connections and keep-alive requests per second, wrk to nginx.
 
-    Two hops each: fastmtcp with 4 subflows, and two HAProxies.
+    Two hops each: fastmtcp with 4 subflows (or as many as it finds right, in the set-up of its
+    quick start), and two HAProxies.
     """
     kinds = [kind for kind in KINDS if kind not in skip]
     need("wrk", *(kind for kind in kinds if kind == chains.HAPROXY))

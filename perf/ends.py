@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
 from fastmtcp.endpoint import Endpoint
 
 from perf import tools
-from perf.chains import client_command, server_command
-from perf.network import Network, make_key, server_endpoint
+from perf.network import Network, server_endpoint
 from perf.processes import Process, running
 from perf.results import Run
+from perf.setups import Setup, set_up
 
 ENTRY = Endpoint("127.0.0.1", 7701)
 TARGET = Endpoint("127.0.0.1", 5201)
@@ -25,20 +24,16 @@ APPLICATION = (sys.executable, "-m", "perf.transfer")
 
 @contextlib.contextmanager
 def forwarder(
-    names: Network, target: Endpoint, paths: Sequence[str], connections: int
-) -> Iterator[str]:
-    """fastmtcp-server and -client, one in each namespace, with `connections` on each of `paths`;
-    the file with their key."""
-    with tempfile.TemporaryDirectory() as folder:
-        key = ("--key-file", make_key(folder))
-        server = server_command(server_endpoint(), target, *key)
-        more = [word for path in paths[1:] for word in ("--server", path)]
-        client = client_command(ENTRY, paths[0], connections, *more, *key)
+    names: Network, setup: str, target: Endpoint, connections: int, paths: Sequence[str] = ()
+) -> Iterator[Setup]:
+    """fastmtcp-server and -client, one in each namespace; the rest is as in Setup."""
+    with set_up(setup, server_endpoint(), target) as made:
+        client = made.client(ENTRY, connections, paths)
         with (
-            running("fastmtcp-server", [*Network.inside(names.server), *server]),
+            running("fastmtcp-server", [*Network.inside(names.server), *made.server]),
             running("fastmtcp-client", [*Network.inside(names.client), *client]),
         ):
-            yield key[1]
+            yield made
 
 
 def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:

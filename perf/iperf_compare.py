@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import click
@@ -12,8 +11,7 @@ from fastmtcp.demo import parse_connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.units import parse_delay, parse_rate
 
-from perf import plot, results, tools
-from perf.chains import client_command, server_command
+from perf import plot, results, setups, tools
 from perf.command import repeat_option, seconds_option, start
 from perf.network import (
     SERVER_ADDRESS,
@@ -21,7 +19,6 @@ from perf.network import (
     Network,
     become_root,
     check_netem,
-    make_key,
     network,
     server_endpoint,
     wan_option,
@@ -40,10 +37,10 @@ OMIT = 1
 class Comparison:
     """Runs the measurements in two namespaces and collects their figures."""
 
-    def __init__(self, names: Network, seconds: int, key_file: str) -> None:
+    def __init__(self, names: Network, seconds: int, setup: setups.Setup) -> None:
         self._names = names
         self._seconds = seconds
-        self._key = ("--key-file", key_file)
+        self._setup = setup
         self.runs: list[Run] = []
 
     @contextlib.contextmanager
@@ -56,8 +53,7 @@ class Comparison:
             )
             iperf3.wait_listening(TARGET.port)
             if forwarder:
-                command = server_command(server_endpoint(), TARGET, *self._key)
-                stack.enter_context(running("fastmtcp-server", [*inside, *command]))
+                stack.enter_context(running("fastmtcp-server", [*inside, *self._setup.server]))
             yield
 
     def plain(self, connections: int) -> None:
@@ -66,7 +62,7 @@ class Comparison:
 
     def fastmtcp(self, connections: int) -> None:
         """One stream through fastmtcp with N connections."""
-        command = client_command(ENTRY, server_endpoint(), connections, *self._key)
+        command = self._setup.client(ENTRY, connections)
         inside = Network.inside(self._names.client)
         with running("fastmtcp-client", [*inside, *command]):
             self._measure(FASTMTCP, connections, ENTRY, parallel=1)
@@ -157,8 +153,11 @@ def main(
     become_root("perf.iperf_compare", sys.argv[1:])
     need("iperf3")
     check_netem(line.rtt, line.wan)
-    with tempfile.TemporaryDirectory() as folder, network(line) as names:
-        comparison = Comparison(names, seconds, make_key(folder))
+    with (
+        setups.set_up(setups.PLAIN, server_endpoint(), TARGET) as made,
+        network(line) as names,
+    ):
+        comparison = Comparison(names, seconds, made)
         with comparison.servers(forwarder=not plain_only):
             for turn in range(repeat):
                 results.progress(f"run {turn + 1} of {repeat}")

@@ -15,7 +15,7 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.units import parse_delay, parse_rate
 
 from perf import results, tools
-from perf.command import repeat_option, start
+from perf.command import repeat_option, setup_option, start
 from perf.ends import APPLICATION, ENTRY, TARGET, application, forwarder, transfer
 from perf.network import (
     SERVER_ADDRESS,
@@ -29,6 +29,7 @@ from perf.network import (
 )
 from perf.processes import BenchmarkError, Process, running
 from perf.results import Run, median_of
+from perf.setups import QUICK_START
 
 CONNECTIONS = 4
 SETTLE = 2.0
@@ -51,8 +52,9 @@ def _prepare(line: Line) -> None:
 @click.option("--rtt", default="200ms", help="Round-trip time of the line.")
 @click.option("--count", default=10, type=click.IntRange(1, 1000), help="Connections in each run.")
 @repeat_option
+@setup_option
 @wan_option
-def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
+def first_byte(rtt: str, count: int, repeat: int, setup: str, wan: str | None) -> None:
     """Time from connect() to the first byte of the answer, on new connections."""
     line = Line(0, parse_delay(rtt), wan)
     _prepare(line)
@@ -63,10 +65,11 @@ def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
         echo = [*Network.inside(names.server), *APPLICATION, "echo", "--listen", str(target)]
         with (
             running("echo", echo),
-            forwarder(names, TARGET, [f"{server_endpoint()}"], CONNECTIONS) as key,
+            forwarder(names, setup, TARGET, CONNECTIONS) as made,
         ):
-            library = ("ask-library", "--connect", str(server_endpoint()), "--key-file", key,
-                       "--connections", str(CONNECTIONS))  # fmt: skip
+            library = ("ask-library", "--connect", str(server_endpoint()), *made.credentials)
+            if setup != QUICK_START:
+                library += ("--connections", str(CONNECTIONS))
             askers = {
                 "direct": ("ask", "--connect", str(Endpoint(SERVER_ADDRESS, target.port))),
                 "fastmtcp": ("ask", "--connect", str(ENTRY)),
@@ -81,7 +84,7 @@ def first_byte(rtt: str, count: int, repeat: int, wan: str | None) -> None:
         times = [time for run in runs if run["through"] == through for time in run["times_ms"]]
         rows.append([through, f"{median(times):.1f}", f"{min(times):.1f}", f"{max(times):.1f}"])
     head = ["first answer byte", "median ms", "least", "most"]
-    settings = {"rtt_s": line.rtt, "count": count, "repeat": repeat}
+    settings = {"rtt_s": line.rtt, "count": count, "repeat": repeat, "setup": setup}
     results.finish("first_byte", settings, runs, results.table(head, rows))
 
 
@@ -102,8 +105,11 @@ def _ask(names: Network, through: str, words: tuple[str, ...], count: int) -> Ru
 @click.option("--size", default=600, type=click.IntRange(1), metavar="MB", help="To transfer.")
 @click.option("--every", default=1.0, type=click.FloatRange(0.1), help="Seconds between resets.")
 @repeat_option
+@setup_option
 @wan_option
-def recovery(rtt: str, rate: str, size: int, every: float, repeat: int, wan: str | None) -> None:
+def recovery(
+    rtt: str, rate: str, size: int, every: float, repeat: int, setup: str, wan: str | None
+) -> None:
     """Reset one of four subflows again and again during a transfer, from either side.
 
     Compares SHA-256 at both ends, and reports the longest pause between two reads at the
@@ -116,7 +122,7 @@ def recovery(rtt: str, rate: str, size: int, every: float, repeat: int, wan: str
         for _ in range(repeat):
             for direction in tools.DIRECTIONS:
                 for interval in (None, every):
-                    runs.append(_transfer(names, direction, size * 1_000_000, interval))
+                    runs.append(_transfer(names, setup, direction, size * 1_000_000, interval))
     rows = []
     for direction in tools.DIRECTIONS:
         for resets in (False, True):
@@ -134,13 +140,14 @@ def recovery(rtt: str, rate: str, size: int, every: float, repeat: int, wan: str
             )
     head = ["direction", "resets", "SHA-256", "longest pause ms", "of all runs", "MB/s"]
     settings = {"rtt_s": line.rtt, "rate_bytes_per_s": line.rate, "size_mb": size,
-                "every_s": every, "repeat": repeat, "connections": CONNECTIONS}  # fmt: skip
+                "every_s": every, "repeat": repeat, "setup": setup,
+                "connections": CONNECTIONS}  # fmt: skip
     results.finish("recovery", settings, runs, results.table(head, rows))
     if not all(run["equal"] for run in runs):
         raise BenchmarkError("what arrived is not what was sent")
 
 
-def _transfer(names: Network, direction: str, size: int, every: float | None) -> Run:
+def _transfer(names: Network, setup: str, direction: str, size: int, every: float | None) -> Run:
     resets = 0
 
     def disturb(near: Process) -> None:
@@ -148,8 +155,7 @@ def _transfer(names: Network, direction: str, size: int, every: float | None) ->
         if every is not None:
             resets = _reset_subflows(names, near, every)
 
-    paths = [f"{server_endpoint()}"]
-    with forwarder(names, TARGET, paths, CONNECTIONS):
+    with forwarder(names, setup, TARGET, CONNECTIONS):
         run = transfer(names, direction, size, disturb)
     run |= {"with_resets": every is not None, "resets": resets}
     results.progress(

@@ -13,6 +13,7 @@ KINDS = (
     chains.DIRECT,
     chains.FASTMTCP,
     chains.FASTMTCP_TLS,
+    chains.FASTMTCP_QUICK_START,
     chains.HAPROXY,
     chains.HAPROXY_TLS,
     chains.SOCAT,
@@ -67,7 +68,8 @@ def report(runs: list[Run], kinds: list[str]) -> str:
 def loopback(seconds: int, repeat: int, skip: tuple[str, ...]) -> None:
     """Throughput, CPU time and memory of one stream on loopback.
 
-    Two hops each: fastmtcp with 4 subflows, two HAProxies and two socats. CPU-seconds per GB and
+    Two hops each: fastmtcp with 4 subflows (or as many as it finds right, in the set-up of its
+    quick start), two HAProxies and two socats. CPU-seconds per GB and
     memory (peak PSS) are those of all processes of the forwarder, without iperf3.
     """
     kinds = [kind for kind in KINDS if kind not in skip]

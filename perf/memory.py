@@ -14,20 +14,22 @@ from perf import chains, results, tools
 from perf.command import repeat_option, start
 from perf.processes import SAMPLE_EVERY, Meter, Process, pss_of, running
 from perf.results import Run, median_of
+from perf.setups import PLAIN, QUICK_START
 
 SETTLE = 3.0
 # Far enough for the windows to have grown to what a fast line gets.
 STOP_AFTER = 100_000_000
 APPLICATION = (sys.executable, "-m", "perf.transfer")
 SIDES = ("client", "server")
+_SETUPS = (PLAIN, QUICK_START)
 
 
-def measure_idle() -> Run:
+def measure_idle(setup: str) -> Run:
     """PSS of both sides a few seconds after they are ready, and of the largest process."""
-    with chains.fastmtcp(chains.free_endpoint()) as chain:
+    with chains.fastmtcp(chains.free_endpoint(), setup) as chain:
         # Not a wait for something: it is idleness itself that is measured.
         time.sleep(SETTLE)
-        run: Run = {"case": "idle"}
+        run: Run = {"setup": setup, "case": "idle"}
         for side, root in zip(SIDES, chain.pids, strict=True):
             family = [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
             sizes = [pss_of(pid) / 1e6 for pid in family]
@@ -37,7 +39,7 @@ def measure_idle() -> Run:
     return run
 
 
-def measure_stopped(direction: str, size: int, hold: float) -> Run:
+def measure_stopped(setup: str, direction: str, size: int, hold: float) -> Run:
     """Peak PSS of both sides while a transfer waits `hold` seconds for its reader."""
     target = chains.free_endpoint()
     up = direction == tools.UP
@@ -46,14 +48,14 @@ def measure_stopped(direction: str, size: int, hold: float) -> Run:
     far_command = [*APPLICATION, far_role, "--listen", str(target), *jobs[far_role]]
     with contextlib.ExitStack() as stack:
         far = stack.enter_context(running(far_role, far_command, stdin=True, stdout=True))
-        chain = stack.enter_context(chains.fastmtcp(target))
+        chain = stack.enter_context(chains.fastmtcp(target, setup))
         near_command = [*APPLICATION, near_role, "--connect", str(chain.entry), *jobs[near_role]]
         meters = [stack.enter_context(Meter([pid])) for pid in chain.pids]
         near = Process(near_role, near_command, stdin=True, stdout=True)
         stack.callback(near.stop)
         # The reader has stopped by now, and the sender fills whatever there is to fill.
         time.sleep(hold)
-        run: Run = {"case": f"stopped reader, {direction}"}
+        run: Run = {"setup": setup, "case": f"stopped reader, {direction}"}
         for side, meter in zip(SIDES, meters, strict=True):
             run[side] = meter.peak_pss / 1e6
         reader = far if up else near
@@ -78,7 +80,7 @@ def measure_stopped(direction: str, size: int, hold: float) -> Run:
 )
 @repeat_option
 def memory(size: int, hold: float, repeat: int) -> None:
-    """Memory (PSS) of each side with one worker and four subflows, in MB.
+    """Memory (PSS) of each side in MB, with one worker and four subflows and as in the quick start.
 
     Idle, and the peak while a transfer waits for a reader that took 100 MB and stopped; then the
     reader goes on, and SHA-256 is compared.
@@ -86,14 +88,20 @@ def memory(size: int, hold: float, repeat: int) -> None:
     runs: list[Run] = []
     for turn in range(repeat):
         results.progress(f"run {turn + 1} of {repeat}")
-        runs.append(measure_idle())
-        runs += [measure_stopped(way, size * 1_000_000, hold) for way in tools.DIRECTIONS]
-    rows = [
-        [case, *(f"{median_of(runs, side, case=case):.1f}" for side in SIDES)]
-        for case in dict.fromkeys(run["case"] for run in runs)
-    ]
-    largest = [median_of(runs, f"{side}_largest_process", case="idle") for side in SIDES]
-    rows.insert(1, ["idle, the largest process", *(f"{value:.1f}" for value in largest)])
+        for setup in _SETUPS:
+            runs.append(measure_idle(setup))
+            for way in tools.DIRECTIONS:
+                runs.append(measure_stopped(setup, way, size * 1_000_000, hold))
+    rows = []
+    for setup in _SETUPS:
+        own = [run for run in runs if run["setup"] == setup]
+        for case in dict.fromkeys(run["case"] for run in own):
+            values = [median_of(own, side, case=case) for side in SIDES]
+            rows.append([f"{setup}: {case}", *(f"{value:.1f}" for value in values)])
+            if case == "idle":
+                values = [median_of(own, f"{side}_largest_process", case=case) for side in SIDES]
+                head = f"{setup}: idle, the largest process"
+                rows.append([head, *(f"{value:.1f}" for value in values)])
     text = results.table(["PSS in MB, all processes of a side", *SIDES], rows)
     settings = {"size_mb": size, "hold_s": hold, "repeat": repeat, "connections": 4}
     results.finish("memory", settings, runs, text)

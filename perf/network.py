@@ -186,15 +186,6 @@ def check_netem(rtt: float, wan: str | None) -> None:
         )
 
 
-def make_key(folder: str) -> str:
-    """Write a key into `folder`; return its path. Addresses here are not loopback's."""
-    path = str(Path(folder) / "fastmtcp.key")
-    from fastmtcp import keys
-
-    keys.generate(path)
-    return path
-
-
 def server_endpoint() -> Endpoint:
     """Where fastmtcp-server listens in the server namespace."""
     return Endpoint(SERVER_ADDRESS, 7700)

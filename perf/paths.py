@@ -15,7 +15,7 @@ import click
 from fastmtcp.endpoint import Endpoint
 
 from perf import results, tools
-from perf.command import repeat_option, seconds_option, start
+from perf.command import repeat_option, seconds_option, setup_option, start
 from perf.ends import APPLICATION, ENTRY, TARGET, application, forwarder, transfer
 from perf.network import (
     SERVER_ADDRESS,
@@ -59,8 +59,15 @@ class Bench(NamedTuple):
     """What a scenario needs to run."""
 
     wan: str | None
+    setup: str
     seconds: int
     runs: list[Run]
+
+    def forwarder(
+        self, net: Uplinks, paths: Sequence[str]
+    ) -> contextlib.AbstractContextManager[object]:
+        """fastmtcp with a subflow on each of `paths`."""
+        return forwarder(net.names, self.setup, TARGET, 1, paths)
 
     def note(self, scenario: str, through: str, direction: str, figure: str, value: float) -> None:
         results.progress(f"  {scenario}, {through}, {direction}: {value:.4g} {figure}")
@@ -97,10 +104,10 @@ def plain(net: Uplinks, direction: str, seconds: int, indexes: Sequence[int], *m
         return sum(pool.map(one, indexes)) / 1e6
 
 
-def through(net: Uplinks, direction: str, seconds: int, indexes: Sequence[int]) -> float:
+def through(bench: Bench, net: Uplinks, direction: str, indexes: Sequence[int]) -> float:
     """One stream over one subflow on each of these lines, in Mbit/s."""
-    with forwarder(net.names, TARGET, paths(net, indexes), 1):
-        return one_stream(net, direction, seconds)
+    with bench.forwarder(net, paths(net, indexes)):
+        return one_stream(net, direction, bench.seconds)
 
 
 def one_stream(net: Uplinks, direction: str, seconds: int) -> float:
@@ -119,7 +126,7 @@ def aggregate(name: str, lines: Sequence[Uplink]) -> Callable[[Bench], None]:
         everything = range(len(lines))
         with uplinks(lines, bench.wan) as net, iperf_servers(net.names, 1):
             for direction in tools.DIRECTIONS:
-                rate = through(net, direction, bench.seconds, everything)
+                rate = through(bench, net, direction, everything)
                 bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
                 total = sum(line.mbit for line in lines)
                 bench.note(name, "beside", direction, "mbit_per_s", total)
@@ -134,7 +141,7 @@ def against_plain(name: str, lines: Sequence[Uplink], *more: str) -> Callable[[B
         everything = range(len(lines))
         with uplinks(lines, bench.wan) as net, iperf_servers(net.names, len(lines)):
             for direction in tools.DIRECTIONS:
-                rate = through(net, direction, bench.seconds, everything)
+                rate = through(bench, net, direction, everything)
                 bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
                 rate = plain(net, direction, bench.seconds, everything, *more)
                 bench.note(name, "beside", direction, "mbit_per_s", rate)
@@ -148,9 +155,9 @@ def best_alone(name: str, lines: Sequence[Uplink]) -> Callable[[Bench], None]:
     def run(bench: Bench) -> None:
         with uplinks(lines, bench.wan) as net, iperf_servers(net.names, 1):
             for direction in tools.DIRECTIONS:
-                rate = through(net, direction, bench.seconds, range(len(lines)))
+                rate = through(bench, net, direction, range(len(lines)))
                 bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
-                rate = through(net, direction, bench.seconds, [0])
+                rate = through(bench, net, direction, [0])
                 bench.note(name, "beside", direction, "mbit_per_s", rate)
 
     return run
@@ -178,7 +185,7 @@ def bridged(name: str, lines: list[Uplink]) -> Callable[[Bench], None]:
         with uplinks(lines, bench.wan) as net, iperf_servers(net.names, 1), bridge(net, 1) as over:
             total = sum(line.mbit for line in lines)
             for direction in tools.DIRECTIONS:
-                with forwarder(net.names, TARGET, [*paths(net, [0]), over], 1):
+                with bench.forwarder(net, [*paths(net, [0]), over]):
                     rate = one_stream(net, direction, bench.seconds)
                 bench.note(name, "fastmtcp", direction, "mbit_per_s", rate)
                 bench.note(name, "beside", direction, "mbit_per_s", total)
@@ -210,7 +217,7 @@ def pauses(
         net.silence(victim)
 
     for direction in tools.DIRECTIONS:
-        with forwarder(net.names, TARGET, over, 1):
+        with bench.forwarder(net, over):
             run = transfer(net.names, direction, size, cut)
         net.restore()
         check(run, name)
@@ -229,7 +236,7 @@ def all_silent(bench: Bench) -> None:
                 time.sleep(SILENCE)
                 net.restore()
 
-            with forwarder(net.names, TARGET, paths(net, range(4)), 1):
+            with bench.forwarder(net, paths(net, range(4))):
                 run = transfer(net.names, direction, 400_000_000, cut)
             check(run, name)
             late = run["longest_pause_ms"] - SILENCE * 1e3
@@ -242,7 +249,7 @@ def flapping(bench: Bench) -> None:
     size = int(2 * PLAIN.rate * FLAP_FOR)
     with uplinks(FOUR, bench.wan) as net:
         for direction in tools.DIRECTIONS:
-            with forwarder(net.names, TARGET, paths(net, [0, 1]), 1):
+            with bench.forwarder(net, paths(net, [0, 1])):
                 run = transfer(net.names, direction, size // 4)
             bench.note(name, "beside", direction, "mbit_per_s", run["mb_per_s"] * 8)
 
@@ -253,7 +260,7 @@ def flapping(bench: Bench) -> None:
                     net.restore()
                     time.sleep(FLAP)
 
-            with forwarder(net.names, TARGET, paths(net, range(4)), 1):
+            with bench.forwarder(net, paths(net, range(4))):
                 run = transfer(net.names, direction, size, flap)
             check(run, name)
             bench.note(name, "fastmtcp", direction, "mbit_per_s", run["mb_per_s"] * 8)
@@ -272,7 +279,7 @@ def ping_pong(bench: Bench) -> None:
         serve = [*inside, *APPLICATION, "serve", "--listen", str(TARGET)]
         with (
             running("serve", serve),
-            forwarder(net.names, TARGET, paths(net, range(4)), 1),
+            bench.forwarder(net, paths(net, range(4))),
         ):
             for direction in tools.DIRECTIONS:
                 bench.note(name, "beside", direction, "p98_ms", ask(net))
@@ -399,8 +406,9 @@ def report(runs: Sequence[Run], names: Sequence[str]) -> str:
 )
 @seconds_option(10)
 @repeat_option
+@setup_option
 @wan_option
-def main(only: tuple[str, ...], seconds: int, repeat: int, wan: str | None) -> None:
+def main(only: tuple[str, ...], seconds: int, repeat: int, setup: str, wan: str | None) -> None:
     """One stream over several lines that are unequal, lossy, policed, silent or flapping.
 
     Builds two network namespaces with a line for each address of the client, and measures both
@@ -410,12 +418,13 @@ def main(only: tuple[str, ...], seconds: int, repeat: int, wan: str | None) -> N
     need("iperf3", "socat")
     check_netem(PLAIN.rtt, wan)
     names = only or tuple(SCENARIOS)
-    bench = Bench(wan, seconds, [])
+    bench = Bench(wan, setup, seconds, [])
     for turn in range(repeat):
         results.progress(f"run {turn + 1} of {repeat}")
         for name in names:
             SCENARIOS[name].run(bench)
-    settings = {"seconds": seconds, "repeat": repeat, "scenarios": list(names)}
+    settings = {"seconds": seconds, "repeat": repeat, "setup": setup,
+                "scenarios": list(names)}  # fmt: skip
     results.finish("paths", settings, bench.runs, report(bench.runs, names))
 
 

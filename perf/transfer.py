@@ -25,6 +25,9 @@ from perf.command import start
 
 CHUNK = 256 * 1024
 STALL = 60.0
+_FEWEST = 2
+"""Connections that a client begins with if it is not told how many."""
+
 _PERIOD = 4_000_037  # a prime: no chunk of a forwarder's falls on the same bytes again soon
 
 
@@ -208,15 +211,26 @@ def ask(connect: Endpoint, count: int) -> None:
 
 @transfer.command("ask-library")
 @click.option("--connect", type=Endpoint.parse, required=True)
-@click.option("--key-file", required=True)
-@click.option("--connections", type=int, required=True)
+@click.option("--key-file")
+@click.option("--link-file")
+@click.option("--connections", type=int)
 @click.option("--count", type=int, required=True)
 @click.option("--wait/--no-wait", default=True)
-def ask_library(connect: Endpoint, key_file: str, connections: int, count: int, wait: bool) -> None:
+def ask_library(
+    connect: Endpoint,
+    key_file: str | None,
+    link_file: str | None,
+    connections: int | None,
+    count: int,
+    wait: bool,
+) -> None:
     """The same through a fastmtcp.Client whose pool is up."""
     address = (connect.host, connect.port)
-    with fastmtcp.Client(address, key_file=key_file, connections=connections) as client:
-        while sum(len(one.subflows) for one in client.status().sessions) <= connections:
+    with fastmtcp.Client(
+        address, key_file=key_file, link_file=link_file, connections=connections
+    ) as client:
+        least = connections or _FEWEST
+        while sum(len(one.subflows) for one in client.status().sessions) <= least:
             time.sleep(0.05)  # the express subflow is one more
         _time_answers(lambda: client.connect(timeout=STALL, wait=wait), count)
 

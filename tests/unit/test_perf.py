@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastmtcp.endpoint import Endpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from perf import iperf_compare, loopback, network, results, tools
+from perf import iperf_compare, loopback, network, results, setups, tools
 from perf.network import CLASSES, Line
 from perf.processes import BenchmarkError, Meter, running
 
@@ -57,6 +58,35 @@ class TestWrk:
     def test_output_without_a_result_is_an_error(self) -> None:
         with pytest.raises(BenchmarkError, match="no result"):
             tools.read_wrk("unable to connect")
+
+
+class TestSetups:
+    LISTEN, TARGET, ENTRY = (Endpoint("127.0.0.1", port) for port in (7700, 5201, 7701))
+
+    def test_plainly_all_numbers_are_given_and_nothing_is_encrypted(self) -> None:
+        with setups.set_up(setups.PLAIN, self.LISTEN, self.TARGET) as made:
+            client = " ".join(made.client(self.ENTRY, 4))
+            assert "--workers 1" in " ".join(made.server)
+            assert "--workers 1 " in client
+            assert client.endswith("--connections 4 --server 127.0.0.1:7700")
+            assert "--key-file" not in client
+            assert "--link-file" not in client
+
+    def test_a_key_where_others_can_connect(self) -> None:
+        with setups.set_up(setups.PLAIN, Endpoint("10.0.0.1", 7700), self.TARGET) as made:
+            assert "--key-file" in made.server
+            assert "--key-file" in made.client(self.ENTRY, 4)
+
+    def test_a_quick_start_gives_a_link_and_no_number(self) -> None:
+        with setups.set_up(setups.QUICK_START, self.LISTEN, self.TARGET) as made:
+            config = Path(made.server[-1]).read_text()
+            client = made.client(self.ENTRY, 4, ["127.0.0.1:7709"])
+            assert Path(made.credentials[1]).stat().st_mode & 0o777 == 0o600
+        assert 'target = "127.0.0.1:5201"' in config
+        assert "tls = true" in config
+        assert {"--link-file", "--server", "127.0.0.1:7709"} < set(client)
+        for command in (made.server, client):
+            assert not {"--workers", "--connections"} & set(command)
 
 
 class TestNetwork:
