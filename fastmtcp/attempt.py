@@ -5,20 +5,20 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from fastmtcp.auth import ClientHandshake, Membership
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial, WayOut
-from fastmtcp.io.handshakes import ClientSocketHandshake
 from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import tune_subflow
-from fastmtcp.io.tls import Tls
 from fastmtcp.io.tunnel import Tunnel
 from fastmtcp.path import PathSpec
 from fastmtcp.proxy_protocol import conversation
+from fastmtcp.security.handshake import ClientHandshake, Membership
+from fastmtcp.security.handshake_socket import ClientSocketHandshake
+from fastmtcp.security.tls import Tls
 
 
 class Attempt:

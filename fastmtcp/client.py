@@ -28,10 +28,10 @@ from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
-from fastmtcp.io.tls import ClientTls
 from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
 from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.security.tls import ClientTls
 from fastmtcp.status import Observed
 from fastmtcp.ways_in import WayIn
 

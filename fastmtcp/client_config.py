@@ -18,9 +18,9 @@ from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import ClientLimits, Limits
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import NAME_FORM, is_name
-from fastmtcp.link import parse_fingerprint
 from fastmtcp.path import PathSpec
+from fastmtcp.security.identity import NAME_FORM, is_name
+from fastmtcp.security.link import parse_fingerprint
 from fastmtcp.settings import (
     LIMITS,
     LISTENING,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmtcp.auth import Grant
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.credentials import Credentials
 from fastmtcp.engine.errors import SessionCode
@@ -17,6 +16,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.pool import Pool
+from fastmtcp.security.handshake import Grant
 from fastmtcp.status import PathInfo
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fastmtcp import clients, keys
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
-from fastmtcp.io.tls import ClientTls, ServerTls
-from fastmtcp.link import Link, parse_fingerprint
 from fastmtcp.path import PathSpec
+from fastmtcp.security import clients, keys
+from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
+from fastmtcp.security.link import Link, parse_fingerprint
+from fastmtcp.security.tls import ClientTls, ServerTls
 from fastmtcp.server_config import ServerConfig
 
 LINK_VARIABLE = "FASTMTCP_LINK"

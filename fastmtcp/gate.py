@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastmtcp.auth import ClientHandshake, Membership
 from fastmtcp.io.loop import Loop, Timer
+from fastmtcp.security.handshake import ClientHandshake, Membership
 
 if TYPE_CHECKING:
     from fastmtcp.slot import Slot

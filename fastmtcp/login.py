@@ -8,8 +8,8 @@ import os
 
 import msgspec
 
-from fastmtcp import keys
 from fastmtcp.errors import ConfigError
+from fastmtcp.security import keys
 
 _MAX = 255
 """Bytes of a user name or password (RFC 1929)."""

@@ -7,7 +7,6 @@ import random
 import socket
 from collections.abc import Callable, Sequence, Set
 
-from fastmtcp.auth import ClientHandshake, Grant, RefuseCode, RefusedError
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.credentials import Credentials
@@ -19,10 +18,11 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.subflow_socket import SubflowSocket
-from fastmtcp.io.tls import Tls
 from fastmtcp.path import PathSpec
 from fastmtcp.pool_growth import PoolGrowth
 from fastmtcp.pool_path import PoolPath
+from fastmtcp.security.handshake import ClientHandshake, Grant, RefuseCode, RefusedError
+from fastmtcp.security.tls import Tls
 from fastmtcp.slot import URGENT_PATIENCE, Slot
 
 log = logging.getLogger("fastmtcp.paths")

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from fastmtcp.admission import Admission
-from fastmtcp.auth import NEW_SESSION, Preamble, RefusedError, ServerHandshake
 from fastmtcp.engine.limits import START_LOWAT, ServerLimits
 from fastmtcp.errors import PeerError
-from fastmtcp.identity import Clients
 from fastmtcp.io.dialogue import GoneError
-from fastmtcp.io.handshakes import Arrival, ServerSocketHandshake
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.tcp import tune_subflow
-from fastmtcp.io.tls import ServerTls, Tls
+from fastmtcp.security.handshake import NEW_SESSION, Preamble, RefusedError, ServerHandshake
+from fastmtcp.security.handshake_socket import Arrival, ServerSocketHandshake
+from fastmtcp.security.identity import Clients
+from fastmtcp.security.tls import ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.server")
 

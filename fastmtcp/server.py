@@ -9,15 +9,6 @@ from collections.abc import Callable
 from functools import partial
 
 from fastmtcp import targets
-from fastmtcp.auth import (
-    WRONG_KEY,
-    Grant,
-    Hello,
-    RefuseCode,
-    RefusedError,
-    ServerHandshake,
-    new_session_id,
-)
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import ServerLimits
@@ -28,17 +19,26 @@ from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import UNNAMED, Clients, Verifier
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial, ForbiddenError
-from fastmtcp.io.handshakes import refuse, sealed
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import text_address, tune
-from fastmtcp.io.tls import ServerTls, Tls
 from fastmtcp.proxy_header import header, parse_source
 from fastmtcp.reception import Handoff, Reception
+from fastmtcp.security.handshake import (
+    WRONG_KEY,
+    Grant,
+    Hello,
+    RefuseCode,
+    RefusedError,
+    ServerHandshake,
+    new_session_id,
+)
+from fastmtcp.security.handshake_socket import refuse, sealed
+from fastmtcp.security.identity import UNNAMED, Clients, Verifier
+from fastmtcp.security.tls import ServerTls, Tls
 from fastmtcp.server_config import ServerConfig
 from fastmtcp.status import Observed, PathInfo
 from fastmtcp.targets import Rule

@@ -8,13 +8,15 @@ import secrets
 import shutil
 from pathlib import Path
 
-from fastmtcp import certificate, clients, settings
+from fastmtcp import settings
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.identity import KEY_SIZE, NAME_FORM, Identity, is_name
-from fastmtcp.io.tls import fingerprint, read_certificate
-from fastmtcp.keys import write_private
-from fastmtcp.link import Link
+from fastmtcp.security import clients
+from fastmtcp.security import self_signed as certificate
+from fastmtcp.security.identity import KEY_SIZE, NAME_FORM, Identity, is_name
+from fastmtcp.security.keys import write_private
+from fastmtcp.security.link import Link
+from fastmtcp.security.tls import fingerprint, read_certificate
 from fastmtcp.server_config import ServerConfig
 
 CONFIG = "server.toml"

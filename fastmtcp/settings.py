@@ -27,11 +27,11 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
-from fastmtcp import keys
 from fastmtcp.connections import EXPECTED, Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
 from fastmtcp.path import PathSpec
+from fastmtcp.security import keys
 from fastmtcp.targets import Rule
 from fastmtcp.ways_in import Forward
 

@@ -7,13 +7,13 @@ import socket
 from typing import TYPE_CHECKING
 
 from fastmtcp.attempt import Attempt
-from fastmtcp.auth import ClientHandshake
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
-from fastmtcp.io.handshakes import SupersededError
 from fastmtcp.io.loop import Timer
 from fastmtcp.io.subflow_socket import SubflowSocket
-from fastmtcp.io.tls import Tls
+from fastmtcp.security.handshake import ClientHandshake
+from fastmtcp.security.handshake_socket import SupersededError
+from fastmtcp.security.tls import Tls
 
 if TYPE_CHECKING:
     from fastmtcp.pool import Pool

@@ -17,7 +17,7 @@ import msgspec
 
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import NAME_FORM, is_name
+from fastmtcp.security.identity import NAME_FORM, is_name
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network

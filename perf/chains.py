@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmtcp import certificate
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.security import self_signed as certificate
 
 from perf.processes import Process, need, running
 from perf.setups import PLAIN, QUICK_START, TLS, set_up

@@ -14,9 +14,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastmtcp import keys
 from fastmtcp.cli.init import LINK_FILE
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.security import keys
 from fastmtcp.server_dir import CONFIG, ServerDir
 
 PLAIN = "plain"

@@ -15,9 +15,9 @@ import sys
 import time
 
 import click
-from fastmtcp.auth import NEW_SESSION, Preamble
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.io.tls import Tls
+from fastmtcp.security.handshake import NEW_SESSION, Preamble
+from fastmtcp.security.tls import Tls
 
 from perf.command import start
 

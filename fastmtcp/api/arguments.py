@@ -16,9 +16,9 @@ from fastmtcp.config import Config
 from fastmtcp.credentials import Credentials
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import KEY_SIZE, UNNAMED, Identity, unnamed
-from fastmtcp.link import Link
 from fastmtcp.path import PathSpec
+from fastmtcp.security.identity import KEY_SIZE, UNNAMED, Identity, unnamed
+from fastmtcp.security.link import Link
 from fastmtcp.server_config import ServerConfig
 
 Address = tuple[str, int]

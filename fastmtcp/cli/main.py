@@ -86,7 +86,7 @@ group = version_option(_group)
 @_group.command(help="Make a new key in FILE, which must not exist, for --key-file on both sides.")
 @click.argument("file")
 def keygen(file: str) -> None:
-    from fastmtcp import keys
+    from fastmtcp.security import keys
 
     keys.generate(file)
     click.echo(

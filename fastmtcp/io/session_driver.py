@@ -16,7 +16,7 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.subflow_socket import SubflowSocket
-from fastmtcp.io.tls import Tls
+from fastmtcp.security.tls import Tls
 
 log = logging.getLogger("fastmtcp.session")
 

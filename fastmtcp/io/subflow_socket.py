@@ -10,7 +10,7 @@ from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.loop import OUT, RDHUP, READ
 from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
-from fastmtcp.io.tls import Tls
+from fastmtcp.security.tls import Tls
 
 if TYPE_CHECKING:
     from fastmtcp.io.session_driver import SessionDriver

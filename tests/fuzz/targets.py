@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fastmtcp import settings
-from fastmtcp.auth import (
-    PREAMBLE_SIZE,
-    ClientHandshake,
-    Membership,
-    Preamble,
-    ServerHandshake,
-)
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.control import ControlName, parse_listed
 from fastmtcp.endpoint import Endpoint
@@ -42,13 +35,20 @@ from fastmtcp.engine.frames import (
     Stalled,
 )
 from fastmtcp.errors import ConfigError, PeerError
-from fastmtcp.identity import UNNAMED, Identity, unnamed
-from fastmtcp.link import Link
 from fastmtcp.login import Login
 from fastmtcp.path import PathSpec, Proxy
 from fastmtcp.proxy_header import HeaderReader
 from fastmtcp.proxy_protocol import ProxyConversation, conversation
 from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.security.handshake import (
+    PREAMBLE_SIZE,
+    ClientHandshake,
+    Membership,
+    Preamble,
+    ServerHandshake,
+)
+from fastmtcp.security.identity import UNNAMED, Identity, unnamed
+from fastmtcp.security.link import Link
 from fastmtcp.server_config import ServerConfig
 from fastmtcp.targets import Rule
 from fastmtcp.units import parse_delay, parse_rate

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmtcp import certificate
-from fastmtcp.io.tls import ServerTls, fingerprint, read_certificate
+from fastmtcp.security import self_signed as certificate
+from fastmtcp.security.tls import ServerTls, fingerprint, read_certificate
 
 
 class Files(NamedTuple):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from fastmtcp.auth import (
+from fastmtcp.errors import PeerError
+from fastmtcp.io.loop import Loop
+from fastmtcp.security.handshake import (
     NEW_SESSION,
     SESSION_ID_SIZE,
     ClientHandshake,
@@ -12,16 +14,14 @@ from fastmtcp.auth import (
     Preamble,
     ServerHandshake,
 )
-from fastmtcp.errors import PeerError
-from fastmtcp.identity import UNNAMED, Identity, unnamed
-from fastmtcp.io.handshakes import (
+from fastmtcp.security.handshake_socket import (
     Arrival,
     ClientSocketHandshake,
     ServerSocketHandshake,
     sealed,
 )
-from fastmtcp.io.loop import Loop
-from fastmtcp.io.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security.identity import UNNAMED, Identity, unnamed
+from fastmtcp.security.tls import ClientTls, ServerTls, Tls
 
 from tests.io.net import tcp_pair, turn
 

@@ -9,7 +9,12 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from fastmtcp.auth import (
+from fastmtcp.engine.limits import MAX_MESSAGE
+from fastmtcp.engine.role import Role
+from fastmtcp.errors import PeerError
+from fastmtcp.io.loop import Loop
+from fastmtcp.security import handshake_socket as handshakes
+from fastmtcp.security.handshake import (
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,
@@ -19,17 +24,12 @@ from fastmtcp.auth import (
     ServerHandshake,
     pack,
 )
-from fastmtcp.engine.limits import MAX_MESSAGE
-from fastmtcp.engine.role import Role
-from fastmtcp.errors import PeerError
-from fastmtcp.identity import UNNAMED
-from fastmtcp.io import handshakes
-from fastmtcp.io.handshakes import (
+from fastmtcp.security.handshake_socket import (
     ClientSocketHandshake,
     SupersededError,
     refuse,
 )
-from fastmtcp.io.loop import Loop
+from fastmtcp.security.identity import UNNAMED
 
 from tests.io.net import WAIT, abort, read_all, run_until, tcp_pair, turn
 from tests.io.sides import CLIENTS, GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both

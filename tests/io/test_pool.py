@@ -18,13 +18,13 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.role import Role
-from fastmtcp.identity import UNNAMED, Identity, unnamed
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.tls import ClientTls
 from fastmtcp.path import PathSpec
+from fastmtcp.security.identity import UNNAMED, Identity, unnamed
+from fastmtcp.security.tls import ClientTls
 from fastmtcp.server import ServerWorker
 from fastmtcp.server_config import ServerConfig
 

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp import admission, reception
-from fastmtcp.auth import (
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.codec import encode
+from fastmtcp.engine.errors import ResetCode, SessionCode
+from fastmtcp.engine.frames import Ack, Frame, Open, Reset
+from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT, ServerLimits
+from fastmtcp.io.listener import bind
+from fastmtcp.io.loop import Loop
+from fastmtcp.security.handshake import (
     NONCE_SIZE,
     SESSION_ID_SIZE,
     ClientHandshake,
@@ -19,14 +26,7 @@ from fastmtcp.auth import (
     RefuseCode,
     RefusedError,
 )
-from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.codec import encode
-from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.frames import Ack, Frame, Open, Reset
-from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT, ServerLimits
-from fastmtcp.identity import UNNAMED, Identity, unnamed
-from fastmtcp.io.listener import bind
-from fastmtcp.io.loop import Loop
+from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.server import ServerWorker
 from fastmtcp.server_config import ServerConfig
 from fastmtcp.targets import Rule

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fastmtcp.auth import RefuseCode, RefusedError
 from fastmtcp.errors import ConfigError
-from fastmtcp.io import handshakes, tls
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security import handshake_socket as handshakes
+from fastmtcp.security import tls
+from fastmtcp.security.handshake import RefuseCode, RefusedError
+from fastmtcp.security.tls import ClientTls, ServerTls, Tls
 
 from tests.io import certificates
 from tests.io.certificates import Files

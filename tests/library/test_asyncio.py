@@ -205,8 +205,8 @@ def test_the_event_loop_is_never_held_up(
     """Everything that may wait is done elsewhere: a socket, a key file, a look-up."""
     import socket
 
-    from fastmtcp import keys
     from fastmtcp.api import pair
+    from fastmtcp.security import keys
 
     here: list[str] = []
     for module, name in ((pair, "_accept"), (keys, "load"), (socket, "getaddrinfo")):

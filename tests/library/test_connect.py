@@ -14,7 +14,7 @@ from typing import IO
 
 import fastmtcp
 import pytest
-from fastmtcp import keys
+from fastmtcp.security import keys
 
 from tests.io.net import WAIT, abort, data, is_reset, read_all, read_exactly, refusing_port
 from tests.process.programs import command, eventually

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from fastmtcp.link import Link
+from fastmtcp.security.link import Link
 
 from tests.io.net import WAIT, free_port, is_reset
 

@@ -11,7 +11,10 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from fastmtcp.auth import (
+from fastmtcp.engine.frames import VERSION
+from fastmtcp.engine.limits import MAX_MESSAGE
+from fastmtcp.errors import PeerError
+from fastmtcp.security.handshake import (
     FORM,
     MAGIC,
     NEW_SESSION,
@@ -36,10 +39,7 @@ from fastmtcp.auth import (
     pack,
     refusal,
 )
-from fastmtcp.engine.frames import VERSION
-from fastmtcp.engine.limits import MAX_MESSAGE
-from fastmtcp.errors import PeerError
-from fastmtcp.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
+from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from fastmtcp import __version__, config, keys, settings
+from fastmtcp import __version__, config, settings
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
 from fastmtcp.client_config import ClientConfig
@@ -23,6 +23,7 @@ from fastmtcp.connections import Connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, PeerError, StartError
 from fastmtcp.path import PathSpec
+from fastmtcp.security import keys
 from fastmtcp.server_config import ServerConfig
 
 HEX = "0123456789abcdef" * 4

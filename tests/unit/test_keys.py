@@ -7,9 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from fastmtcp import keys
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.identity import KEY_SIZE
+from fastmtcp.security import keys
+from fastmtcp.security.identity import KEY_SIZE
 from hypothesis import given
 from hypothesis import strategies as st
 

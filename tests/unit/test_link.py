@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp import keys
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.link import Link, parse_fingerprint, show_fingerprint
+from fastmtcp.security import keys
+from fastmtcp.security.link import Link, parse_fingerprint, show_fingerprint
 
 KEY = bytes(range(32))
 PIN = bytes(range(32, 64))

@@ -12,15 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fastmtcp import certificate, clients, credentials, settings
+from fastmtcp import credentials, settings
 from fastmtcp.cli import main
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, StartError
-from fastmtcp.identity import UNNAMED, Identity
-from fastmtcp.io.tls import fingerprint, read_certificate
-from fastmtcp.link import Link
 from fastmtcp.path import PathSpec
+from fastmtcp.security import clients
+from fastmtcp.security import self_signed as certificate
+from fastmtcp.security.identity import UNNAMED, Identity
+from fastmtcp.security.link import Link
+from fastmtcp.security.tls import fingerprint, read_certificate
 from fastmtcp.server_config import ServerConfig
 from fastmtcp.server_dir import ServerDir
 

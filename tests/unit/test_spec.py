@@ -13,8 +13,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp import auth
-from fastmtcp.auth import (
+from fastmtcp.engine import limits, watch
+from fastmtcp.engine.codec import FrameReader, encode
+from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.frames import VERSION, Data, Frame, Open
+from fastmtcp.engine.role import Role
+from fastmtcp.errors import PeerError
+from fastmtcp.security import handshake as auth
+from fastmtcp.security import handshake_socket as handshakes
+from fastmtcp.security.handshake import (
     ClientHandshake,
     Grant,
     Membership,
@@ -23,14 +30,7 @@ from fastmtcp.auth import (
     RefusedError,
     ServerHandshake,
 )
-from fastmtcp.engine import limits, watch
-from fastmtcp.engine.codec import FrameReader, encode
-from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.frames import VERSION, Data, Frame, Open
-from fastmtcp.engine.role import Role
-from fastmtcp.errors import PeerError
-from fastmtcp.identity import Identity, unnamed
-from fastmtcp.io import handshakes
+from fastmtcp.security.identity import Identity, unnamed
 
 SPEC = Path(__file__).parents[2] / "docs" / "SPEC.md"
 TEXT = SPEC.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.errors import ConfigError, PeerError
-from fastmtcp.link import show_fingerprint
+from fastmtcp.security.link import show_fingerprint
 
 _MAX_FILE = 1 << 20
 _RECORD = 16 * 1024

@@ -9,7 +9,12 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from fastmtcp.auth import (
+from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
+from fastmtcp.engine.role import Role
+from fastmtcp.errors import PeerError
+from fastmtcp.io.dialogue import Dialogue
+from fastmtcp.io.loop import Loop
+from fastmtcp.security.handshake import (
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,
@@ -21,13 +26,8 @@ from fastmtcp.auth import (
     clear_refusal,
     refusal,
 )
-from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
-from fastmtcp.engine.role import Role
-from fastmtcp.errors import PeerError
-from fastmtcp.identity import Clients, Identity
-from fastmtcp.io.dialogue import Dialogue
-from fastmtcp.io.loop import Loop
-from fastmtcp.io.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security.identity import Clients, Identity
+from fastmtcp.security.tls import ClientTls, ServerTls, Tls
 
 log = logging.getLogger("fastmtcp.handshake")
 

@@ -31,7 +31,7 @@ from fastmtcp.engine.frames import VERSION
 from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
-from fastmtcp.identity import KEY_SIZE, Clients, Identity, Verifier
+from fastmtcp.security.identity import KEY_SIZE, Clients, Identity, Verifier
 
 MAGIC = b"fastmtcp"
 FORM = 1

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fastmtcp.errors import StartError
-from fastmtcp.keys import write_private
+from fastmtcp.security.keys import write_private
 
 _DAYS = 36500
 """Clients know the certificate by its fingerprint, so there is no use in its running out."""

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.identity import Identity, Verifier, is_name
-from fastmtcp.keys import read_private
+from fastmtcp.security.identity import Identity, Verifier, is_name
+from fastmtcp.security.keys import read_private
 
 HEAD = "# Clients of this server: `fastmtcp client add|list|revoke NAME` changes this file.\n"
 

@@ -15,7 +15,7 @@ import msgspec
 
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.identity import is_name
+from fastmtcp.security.identity import is_name
 
 _SCHEME = "fastmtcp://"
 _LINK = re.compile(

@@ -11,8 +11,8 @@ import stat
 from pathlib import Path
 
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.identity import KEY_SIZE
-from fastmtcp.link import Link
+from fastmtcp.security.identity import KEY_SIZE
+from fastmtcp.security.link import Link
 
 _KEY_TEXT = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
 _MAX_FILE = 4096
