@@ -11,11 +11,11 @@ import msgspec
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.preface import Opening, Preface, say_farewell
 from fastmtcp.io.tcp import abort
-from fastmtcp.login import Login
-from fastmtcp.proxy_header import HeaderReader
-from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.proxy.header import HeaderReader
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.preface import Opening, Preface, say_farewell
+from fastmtcp.proxy.requests import ProxyRequest
 from fastmtcp.ways_in import WayIn
 
 log = logging.getLogger("fastmtcp.client")

@@ -13,9 +13,9 @@ from fastmtcp.io.dialer import Dial, WayOut
 from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import tune_subflow
-from fastmtcp.io.tunnel import Tunnel
 from fastmtcp.path import PathSpec
-from fastmtcp.proxy_protocol import conversation
+from fastmtcp.proxy.tunnel import Tunnel
+from fastmtcp.proxy.upstream import conversation
 from fastmtcp.security.handshake import ClientHandshake, Membership
 from fastmtcp.security.handshake_socket import ClientSocketHandshake
 from fastmtcp.security.tls import Tls

@@ -23,14 +23,14 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.netlink import NetworkWatch
-from fastmtcp.io.preface import Waiting
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
-from fastmtcp.login import Login
 from fastmtcp.path import PathSpec
-from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.preface import Waiting
+from fastmtcp.proxy.requests import ProxyRequest
 from fastmtcp.security.tls import ClientTls
 from fastmtcp.status import Observed
 from fastmtcp.ways_in import WayIn

@@ -25,7 +25,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import text_address, tune
-from fastmtcp.proxy_header import header, parse_source
+from fastmtcp.proxy.header import header, parse_source
 from fastmtcp.reception import Handoff, Reception
 from fastmtcp.security.handshake import (
     WRONG_KEY,

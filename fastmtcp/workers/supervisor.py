@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastmtcp import credentials, logs, privileges
-from fastmtcp import login as logins
 from fastmtcp.client import ClientWorker
 from fastmtcp.client_config import ClientConfig
 from fastmtcp.config import CONTROL_OFF, Config
@@ -25,6 +24,7 @@ from fastmtcp.control import ControlName
 from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
+from fastmtcp.proxy import login as logins
 from fastmtcp.server import ServerWorker
 from fastmtcp.server_config import ServerConfig
 from fastmtcp.ways_in import Place, UnixPath

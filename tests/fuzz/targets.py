@@ -35,11 +35,11 @@ from fastmtcp.engine.frames import (
     Stalled,
 )
 from fastmtcp.errors import ConfigError, PeerError
-from fastmtcp.login import Login
 from fastmtcp.path import PathSpec, Proxy
-from fastmtcp.proxy_header import HeaderReader
-from fastmtcp.proxy_protocol import ProxyConversation, conversation
-from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.proxy.header import HeaderReader
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.requests import ProxyRequest
+from fastmtcp.proxy.upstream import ProxyConversation, conversation
 from fastmtcp.security.handshake import (
     PREAMBLE_SIZE,
     ClientHandshake,

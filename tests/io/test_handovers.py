@@ -16,13 +16,13 @@ from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.frames import Open, Reset
 from fastmtcp.engine.stream import Stream
 from fastmtcp.errors import PeerError
-from fastmtcp.io import preface as preface_module
 from fastmtcp.io.dialer import Dial
 from fastmtcp.io.loop import ERR, IN, OUT, RDHUP, Loop
-from fastmtcp.io.preface import Preface, Waiting, say_farewell
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.path import PathSpec
-from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.proxy import preface as preface_module
+from fastmtcp.proxy.preface import Preface, Waiting, say_farewell
+from fastmtcp.proxy.requests import ProxyRequest
 
 from tests.io.joined import Joined
 from tests.io.net import Background, abort, data, is_reset, read_all, run_until, tcp_pair, turn

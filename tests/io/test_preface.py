@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp.errors import PeerError
-from fastmtcp.io import preface as preface_module
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.preface import Preface
-from fastmtcp.login import Login
-from fastmtcp.proxy_requests import ProxyRequest
+from fastmtcp.proxy import preface as preface_module
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.preface import Preface
+from fastmtcp.proxy.requests import ProxyRequest
 
 from tests.io.net import WAIT, abort, is_reset, read_all, read_exactly, run_until, tcp_pair, turn
 

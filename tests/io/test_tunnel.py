@@ -9,9 +9,9 @@ import pytest
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.tunnel import Tunnel
 from fastmtcp.path import Proxy
-from fastmtcp.proxy_protocol import conversation
+from fastmtcp.proxy.tunnel import Tunnel
+from fastmtcp.proxy.upstream import conversation
 
 from tests.io.net import WAIT, abort, read_exactly, run_until, tcp_pair, turn
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fastmtcp import login
 from fastmtcp.errors import ConfigError
-from fastmtcp.login import Login
+from fastmtcp.proxy import login
+from fastmtcp.proxy.login import Login
 
 
 def file(folder: Path, content: bytes, mode: int = 0o600) -> Path:

@@ -9,7 +9,7 @@ import struct
 import pytest
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
-from fastmtcp.proxy_header import MAX_V1, MAX_V2, HeaderReader, Version, header, parse_source
+from fastmtcp.proxy.header import MAX_V1, MAX_V2, HeaderReader, Version, header, parse_source
 from hypothesis import given
 from hypothesis import strategies as st
 

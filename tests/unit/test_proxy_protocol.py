@@ -9,7 +9,7 @@ import pytest
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
 from fastmtcp.path import Proxy
-from fastmtcp.proxy_protocol import MAX_ANSWER, ProxyConversation, conversation
+from fastmtcp.proxy.upstream import MAX_ANSWER, ProxyConversation, conversation
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 from fastmtcp.engine.errors import ResetCode
-from fastmtcp.login import Login
-from fastmtcp.proxy_requests import MAX_HEAD, ProxyRequest, RequestError
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.requests import MAX_HEAD, ProxyRequest, RequestError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from functools import partial
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import Loop
-from fastmtcp.proxy_protocol import ProxyConversation
+from fastmtcp.proxy.upstream import ProxyConversation
 
 
 class Tunnel(Dialogue):

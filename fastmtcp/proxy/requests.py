@@ -17,8 +17,8 @@ from typing import Protocol
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import ConfigError, PeerError
-from fastmtcp.login import Login
-from fastmtcp.proxy_protocol import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
+from fastmtcp.proxy.login import Login
+from fastmtcp.proxy.upstream import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
 
 MAX_HEAD = 16 * 1024
 """Bytes of an HTTP request's head: one that never ends would fill our memory. (A SOCKS5 request

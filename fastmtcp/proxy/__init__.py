@@ -1,0 +1,1 @@
+"""SOCKS5, HTTP and the PROXY header, from both sides."""
