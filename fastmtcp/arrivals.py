@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from fastmtcp.config.ingress import WayIn
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
@@ -16,7 +17,6 @@ from fastmtcp.proxy.header import HeaderReader
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Opening, Preface, say_farewell
 from fastmtcp.proxy.requests import ProxyRequest
-from fastmtcp.ways_in import WayIn
 
 log = logging.getLogger("fastmtcp.client")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
@@ -13,7 +14,6 @@ from fastmtcp.io.dialer import Dial, WayOut
 from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import tune_subflow
-from fastmtcp.path import PathSpec
 from fastmtcp.proxy.tunnel import Tunnel
 from fastmtcp.proxy.upstream import conversation
 from fastmtcp.security.handshake import ClientHandshake, Membership

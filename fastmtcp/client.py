@@ -10,9 +10,11 @@ from functools import partial
 import msgspec
 
 from fastmtcp.arrivals import Arrival, Arrivals
-from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.ingress import WayIn
+from fastmtcp.config.path import PathSpec
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.engine.limits import Limits
@@ -27,13 +29,11 @@ from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
-from fastmtcp.path import PathSpec
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Waiting
 from fastmtcp.proxy.requests import ProxyRequest
 from fastmtcp.security.tls import ClientTls
 from fastmtcp.status import Observed
-from fastmtcp.ways_in import WayIn
 
 log = logging.getLogger("fastmtcp.client")
 

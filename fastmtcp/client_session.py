@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.credentials import Credentials
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory

@@ -11,10 +11,10 @@ from functools import partial
 import msgspec
 import psutil
 
+from fastmtcp.config.path import PathSpec
 from fastmtcp.io.dialer import may_bind_to_device
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Resolver
-from fastmtcp.path import PathSpec
 
 log = logging.getLogger("fastmtcp.paths")
 

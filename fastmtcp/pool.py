@@ -7,9 +7,10 @@ import random
 import socket
 from collections.abc import Callable, Sequence, Set
 
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.connections import MAX_CONNECTIONS, Connections, fit
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.connections import MAX_CONNECTIONS, Connections, fit
+from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.errors import PeerError
@@ -18,7 +19,6 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.subflow_socket import SubflowSocket
-from fastmtcp.path import PathSpec
 from fastmtcp.pool_growth import PoolGrowth
 from fastmtcp.pool_path import PoolPath
 from fastmtcp.security.handshake import ClientHandshake, Grant, RefuseCode, RefusedError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from fastmtcp.connections import Connections
+from fastmtcp.config.connections import Connections
+from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.role import Role
-from fastmtcp.path import PathSpec
 from fastmtcp.pool_size import PoolSize
 from fastmtcp.slot import Slot
 

@@ -17,7 +17,7 @@ from statistics import median
 
 import msgspec
 
-from fastmtcp.connections import Connections
+from fastmtcp.config.connections import Connections
 
 TICK = 0.25
 """Seconds between two readings."""

@@ -8,7 +8,9 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from fastmtcp import targets
+from fastmtcp.config import targets
+from fastmtcp.config.server import ServerConfig
+from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import ServerLimits
@@ -39,9 +41,7 @@ from fastmtcp.security.handshake import (
 from fastmtcp.security.handshake_socket import refuse, sealed
 from fastmtcp.security.identity import UNNAMED, Clients, Verifier
 from fastmtcp.security.tls import ServerTls, Tls
-from fastmtcp.server_config import ServerConfig
 from fastmtcp.status import Observed, PathInfo
-from fastmtcp.targets import Rule
 
 log = logging.getLogger("fastmtcp.server")
 

@@ -8,7 +8,8 @@ import secrets
 import shutil
 from pathlib import Path
 
-from fastmtcp import settings
+from fastmtcp.config import settings
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError, FastmtcpError
 from fastmtcp.security import clients
@@ -17,7 +18,6 @@ from fastmtcp.security.identity import KEY_SIZE, NAME_FORM, Identity, is_name
 from fastmtcp.security.keys import write_private
 from fastmtcp.security.link import Link
 from fastmtcp.security.tls import fingerprint, read_certificate
-from fastmtcp.server_config import ServerConfig
 
 CONFIG = "server.toml"
 USUAL_NAME = "fastmtcp-server"

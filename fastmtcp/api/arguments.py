@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fastmtcp import credentials, settings
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.config import Config
-from fastmtcp.credentials import Credentials
+from fastmtcp.config import credentials, settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.common import Config
+from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec
 from fastmtcp.security.identity import KEY_SIZE, UNNAMED, Identity, unnamed
 from fastmtcp.security.link import Link
-from fastmtcp.server_config import ServerConfig
 
 Address = tuple[str, int]
 Paths = str | PathSpec | Address | Sequence[str | PathSpec | Address]

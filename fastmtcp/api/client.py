@@ -15,9 +15,9 @@ from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import timeout_error
 from fastmtcp.api.opening import Opening
 from fastmtcp.client import ClientWorker
-from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.credentials import Credentials
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.relay import Relay
 

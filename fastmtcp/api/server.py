@@ -19,6 +19,7 @@ from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
@@ -27,7 +28,6 @@ from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.tcp import abort, tune
 from fastmtcp.server import ServerSession, ServerWorker
-from fastmtcp.server_config import ServerConfig
 
 log = logging.getLogger("fastmtcp.library")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmtcp.cli.options import run, settings_command
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config.client import ClientConfig
 
 
 def _serve(config: ClientConfig) -> int:
-    from fastmtcp import credentials
+    from fastmtcp.config import credentials
     from fastmtcp.workers.supervisor import run_client
 
     # A bad file is wrong usage, before anything has been started.

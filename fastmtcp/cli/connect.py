@@ -14,12 +14,13 @@ from types import FrameType
 
 import click
 
-from fastmtcp import credentials, logs, settings
+from fastmtcp import logs
 from fastmtcp.api import arguments
 from fastmtcp.api.client import Client
 from fastmtcp.api.errors import reset_error
 from fastmtcp.cli.options import settings_command
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import credentials, settings
+from fastmtcp.config.client import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.errors import FastmtcpError, StartError

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fastmtcp import __version__, settings
-from fastmtcp.config import Config
+from fastmtcp import __version__
+from fastmtcp.config import settings
+from fastmtcp.config.common import Config
 from fastmtcp.errors import FastmtcpError
 
 C = TypeVar("C", bound=Config)

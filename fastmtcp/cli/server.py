@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastmtcp.cli.options import run, settings_command
-from fastmtcp.server_config import ServerConfig
+from fastmtcp.config.server import ServerConfig
 
 
 def _serve(config: ServerConfig) -> int:
-    from fastmtcp import credentials
+    from fastmtcp.config import credentials
     from fastmtcp.workers.supervisor import run_server
 
     # A bad file is wrong usage, before anything has been started.

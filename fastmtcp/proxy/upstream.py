@@ -10,9 +10,9 @@ import ipaddress
 import re
 from typing import Protocol
 
+from fastmtcp.config.path import Proxy
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
-from fastmtcp.path import Proxy
 
 MAX_ANSWER = 16 * 1024
 """Bytes of an HTTP answer's head; a proxy that goes on and on would fill our memory."""

@@ -7,12 +7,12 @@ import errno
 import socket
 from collections.abc import Sequence
 
+from fastmtcp.config.ingress import Place, UnixPath
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.resolver import Address
 from fastmtcp.io.unix_socket import UnixListener
-from fastmtcp.ways_in import Place, UnixPath
 
 
 class Ports:

@@ -16,18 +16,19 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastmtcp import credentials, logs, privileges
+from fastmtcp import logs, privileges
 from fastmtcp.client import ClientWorker
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.config import CONTROL_OFF, Config
+from fastmtcp.config import credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.common import CONTROL_OFF, Config
+from fastmtcp.config.ingress import Place, UnixPath
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.control import ControlName
 from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.proxy import login as logins
 from fastmtcp.server import ServerWorker
-from fastmtcp.server_config import ServerConfig
-from fastmtcp.ways_in import Place, UnixPath
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,

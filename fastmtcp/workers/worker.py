@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fastmtcp import logs
-from fastmtcp.config import Config
+from fastmtcp.config.common import Config
 from fastmtcp.errors import FastmtcpError
 from fastmtcp.io.loop import Loop
 from fastmtcp.status import Observable

@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmtcp import settings
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.ingress import Forward
+from fastmtcp.config.path import PathSpec, Proxy
+from fastmtcp.config.server import ServerConfig
+from fastmtcp.config.targets import Rule
 from fastmtcp.control import ControlName, parse_listed
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import FrameReader
@@ -35,7 +39,6 @@ from fastmtcp.engine.frames import (
     Stalled,
 )
 from fastmtcp.errors import ConfigError, PeerError
-from fastmtcp.path import PathSpec, Proxy
 from fastmtcp.proxy.header import HeaderReader
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.requests import ProxyRequest
@@ -49,10 +52,7 @@ from fastmtcp.security.handshake import (
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.link import Link
-from fastmtcp.server_config import ServerConfig
-from fastmtcp.targets import Rule
 from fastmtcp.units import parse_delay, parse_rate
-from fastmtcp.ways_in import Forward
 from msgspec.structs import replace
 
 from tests.property.victim import LIMITS, Victim

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from fastmtcp import egress
+from fastmtcp.config.path import PathSpec
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address, Answer
-from fastmtcp.path import PathSpec
 
 from tests.io.net import run_until, turn
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from fastmtcp import server as server_module
 from fastmtcp.attempt import Attempt
+from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import encode
 from fastmtcp.engine.errors import ResetCode
@@ -19,7 +20,6 @@ from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial
 from fastmtcp.io.loop import ERR, IN, OUT, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.path import PathSpec
 from fastmtcp.proxy import preface as preface_module
 from fastmtcp.proxy.preface import Preface, Waiting, say_farewell
 from fastmtcp.proxy.requests import ProxyRequest

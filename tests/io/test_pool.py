@@ -10,10 +10,12 @@ from contextlib import ExitStack
 
 import pytest
 from fastmtcp import slot as slot_module
-from fastmtcp.client_config import ClientConfig
 from fastmtcp.client_session import ClientSession
-from fastmtcp.connections import Connections
-from fastmtcp.credentials import Credentials
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.connections import Connections
+from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
@@ -22,11 +24,9 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.path import PathSpec
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.tls import ClientTls
 from fastmtcp.server import ServerWorker
-from fastmtcp.server_config import ServerConfig
 
 from tests.io.certificates import Files
 from tests.io.net import (

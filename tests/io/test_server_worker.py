@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp import admission, reception
+from fastmtcp.config.server import ServerConfig
+from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import encode
 from fastmtcp.engine.errors import ResetCode, SessionCode
@@ -28,8 +30,6 @@ from fastmtcp.security.handshake import (
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.server import ServerWorker
-from fastmtcp.server_config import ServerConfig
-from fastmtcp.targets import Rule
 
 from tests.io.net import WAIT, Background, run_until, turn
 from tests.unit.wire import parse

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp.config.path import Proxy
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
-from fastmtcp.path import Proxy
 from fastmtcp.proxy.tunnel import Tunnel
 from fastmtcp.proxy.upstream import conversation
 

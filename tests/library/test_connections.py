@@ -16,9 +16,9 @@ from collections.abc import Callable
 import fastmtcp
 import pytest
 from fastmtcp.api import core
-from fastmtcp.connections import Connections
+from fastmtcp.config.connections import Connections
+from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.path import PathSpec
 
 from tests.io.net import (
     Background,

@@ -15,16 +15,18 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from fastmtcp import __version__, config, settings
+from fastmtcp import __version__
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.connections import Connections
+from fastmtcp.config import common as config
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.connections import Connections
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, PeerError, StartError
-from fastmtcp.path import PathSpec
 from fastmtcp.security import keys
-from fastmtcp.server_config import ServerConfig
 
 HEX = "0123456789abcdef" * 4
 PROGRAMS = [(server, ServerConfig), (client, ClientConfig)]

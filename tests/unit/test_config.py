@@ -7,15 +7,16 @@ from typing import Any
 
 import psutil
 import pytest
-from fastmtcp import config, settings
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.connections import EXPECTED, Connections, fit
+from fastmtcp.config import common as config
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.connections import EXPECTED, Connections, fit
+from fastmtcp.config.ingress import WayIn
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec
-from fastmtcp.server_config import ServerConfig
-from fastmtcp.ways_in import WayIn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -588,8 +589,8 @@ def test_worker_count_is_what_was_set() -> None:
 def test_worker_count_respects_the_affinity() -> None:
     code = (
         "import psutil\n"
-        "from fastmtcp.client_config import ClientConfig\n"
-        "from fastmtcp.server_config import ServerConfig\n"
+        "from fastmtcp.config.client import ClientConfig\n"
+        "from fastmtcp.config.server import ServerConfig\n"
         "me = psutil.Process(); me.cpu_affinity(me.cpu_affinity()[:1])\n"
         "print(ServerConfig().worker_count(), ClientConfig().worker_count())"
     )

@@ -13,17 +13,19 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from fastmtcp import client_config, settings, status
+from fastmtcp import status
 from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.config import Config
-from fastmtcp.connections import MAX_CONNECTIONS
+from fastmtcp.config import client as client_config
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.common import Config
+from fastmtcp.config.connections import MAX_CONNECTIONS
+from fastmtcp.config.path import KEYS, PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.engine import limits
 from fastmtcp.engine.limits import KIB, MIB, ClientLimits, Limits, ServerLimits
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import KEYS, PathSpec
-from fastmtcp.server_config import ServerConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

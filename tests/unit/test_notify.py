@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.server_config import ServerConfig
 from fastmtcp.workers import supervisor as supervisor_module
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.ports import Ports

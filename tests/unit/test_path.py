@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fastmtcp import settings
-from fastmtcp.client_config import ClientConfig
-from fastmtcp.connections import Connections
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.connections import Connections
+from fastmtcp.config.path import PathSpec, Proxy
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec, Proxy
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from fastmtcp.connections import Connections
+from fastmtcp.config.connections import Connections
 from fastmtcp.pool_size import FIRST_HOLD, IDLE_AFTER, TICK, PoolSize, Reading
 
 MBIT = 1e6 / 8

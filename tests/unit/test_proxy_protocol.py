@@ -6,9 +6,9 @@ import base64
 import contextlib
 
 import pytest
+from fastmtcp.config.path import Proxy
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
-from fastmtcp.path import Proxy
 from fastmtcp.proxy.upstream import MAX_ANSWER, ProxyConversation, conversation
 from hypothesis import given
 from hypothesis import strategies as st

@@ -12,18 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fastmtcp import credentials, settings
 from fastmtcp.cli import main
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import credentials, settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, StartError
-from fastmtcp.path import PathSpec
 from fastmtcp.security import clients
 from fastmtcp.security import self_signed as certificate
 from fastmtcp.security.identity import UNNAMED, Identity
 from fastmtcp.security.link import Link
 from fastmtcp.security.tls import fingerprint, read_certificate
-from fastmtcp.server_config import ServerConfig
 from fastmtcp.server_dir import ServerDir
 
 ADDRESS = Endpoint("vps.example.com", 7700)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
+from fastmtcp.config.targets import Rule, is_allowed, is_possible, is_public
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.targets import Rule, is_allowed, is_possible, is_public
 from hypothesis import given
 from hypothesis import strategies as st
 

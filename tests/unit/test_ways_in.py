@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp import settings
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config import settings
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.ingress import Forward, Place, UnixPath, WayIn
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.ways_in import Forward, Place, UnixPath, WayIn
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,22 +6,18 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from fastmtcp.config import Config, Timeout, check_file
-from fastmtcp.config_checks import (
+from fastmtcp.config.checks import (
     check_destination,
     check_limits,
     check_listen,
     check_paths,
     check_places,
 )
-from fastmtcp.connections import EXPECTED, Connections
-from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import ClientLimits, Limits
-from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec
-from fastmtcp.security.identity import NAME_FORM, is_name
-from fastmtcp.security.link import parse_fingerprint
-from fastmtcp.settings import (
+from fastmtcp.config.common import Config, Timeout, check_file
+from fastmtcp.config.connections import EXPECTED, Connections
+from fastmtcp.config.ingress import Forward, WayIn
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.settings import (
     LIMITS,
     LISTENING,
     SECURITY,
@@ -31,7 +27,11 @@ from fastmtcp.settings import (
     SettingError,
     check_file_name,
 )
-from fastmtcp.ways_in import Forward, WayIn
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.limits import ClientLimits, Limits
+from fastmtcp.errors import ConfigError
+from fastmtcp.security.identity import NAME_FORM, is_name
+from fastmtcp.security.link import parse_fingerprint
 
 SPARE_SUBFLOWS = 8
 MAX_SUBFLOWS = Limits().max_subflows - SPARE_SUBFLOWS

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from fastmtcp.connections import Connections
+from fastmtcp.config.connections import Connections
 from fastmtcp.endpoint import ZONE, Endpoint
 from fastmtcp.errors import ConfigError
 

@@ -27,13 +27,13 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
-from fastmtcp.connections import EXPECTED, Connections
+from fastmtcp.config.connections import EXPECTED, Connections
+from fastmtcp.config.ingress import Forward
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec
 from fastmtcp.security import keys
-from fastmtcp.targets import Rule
-from fastmtcp.ways_in import Forward
 
 LISTENING = "Listening"
 TARGET = "Target"

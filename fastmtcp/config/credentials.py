@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fastmtcp.client_config import ClientConfig
+from fastmtcp.config.client import ClientConfig
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.server import ServerConfig
 from fastmtcp.errors import ConfigError
-from fastmtcp.path import PathSpec
 from fastmtcp.security import clients, keys
 from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from fastmtcp.security.link import Link, parse_fingerprint
 from fastmtcp.security.tls import ClientTls, ServerTls
-from fastmtcp.server_config import ServerConfig
 
 LINK_VARIABLE = "FASTMTCP_LINK"
 """Of the environment: the link itself."""

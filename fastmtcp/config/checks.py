@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+from fastmtcp.config.ingress import Place, WayIn
+from fastmtcp.config.path import PathSpec
+from fastmtcp.config.settings import SettingError
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
-from fastmtcp.path import PathSpec
-from fastmtcp.settings import SettingError
-from fastmtcp.ways_in import Place, WayIn
 
 
 def check_listen(endpoints: tuple[Endpoint, ...]) -> None:

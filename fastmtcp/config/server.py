@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from fastmtcp.config import Config, Timeout, check_file
-from fastmtcp.config_checks import check_destination, check_limits, check_listen
+from fastmtcp.config.checks import check_destination, check_limits, check_listen
+from fastmtcp.config.common import Config, Timeout, check_file
+from fastmtcp.config.settings import LIMITS, LISTENING, SECURITY, TARGET, Setting, SettingError
+from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import ServerLimits
-from fastmtcp.settings import LIMITS, LISTENING, SECURITY, TARGET, Setting, SettingError
-from fastmtcp.targets import Rule
 
 ProxyHeaders = Literal["off", "v1", "v2"]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from fastmtcp import control
-from fastmtcp.settings import (
+from fastmtcp.config.settings import (
     LOGGING,
     PROCESSES,
     SECURITY,

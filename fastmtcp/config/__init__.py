@@ -1,0 +1,1 @@
+"""What can be set: read, checked, turned into values."""
