@@ -17,7 +17,7 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.pool import Pool
 from fastmtcp.security.handshake import Grant
-from fastmtcp.status import PathInfo
+from fastmtcp.status.document import PathInfo
 
 
 class ClientSession:

@@ -41,7 +41,7 @@ from fastmtcp.security.handshake import (
 from fastmtcp.security.handshake_socket import refuse, sealed
 from fastmtcp.security.identity import UNNAMED, Clients, Verifier
 from fastmtcp.security.tls import ServerTls, Tls
-from fastmtcp.status import Observed, PathInfo
+from fastmtcp.status.document import Observed, PathInfo
 
 log = logging.getLogger("fastmtcp.server")
 

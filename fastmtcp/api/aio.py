@@ -26,7 +26,7 @@ from fastmtcp.api.opening import Opening
 from fastmtcp.api.server import Server
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.tcp import abort
-from fastmtcp.status import WorkerReport
+from fastmtcp.status.document import WorkerReport
 
 log = logging.getLogger("fastmtcp.library")
 

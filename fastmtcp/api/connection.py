@@ -10,8 +10,8 @@ from typing import Protocol
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.rates import Rates
-from fastmtcp.status import Observed
+from fastmtcp.status.document import Observed
+from fastmtcp.status.rates import Rates
 
 Names = tuple[object, object]
 """getsockname() and getpeername() of the user's socket: it may be wrapped, copied or passed on to

@@ -19,9 +19,9 @@ from fastmtcp.api.thread import LoopThread, join_loop
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.relay import Relay
 from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.rates import SAMPLE_EVERY, Rates
-from fastmtcp.report import build
-from fastmtcp.status import Observable, WorkerReport
+from fastmtcp.status.document import Observable, WorkerReport
+from fastmtcp.status.rates import SAMPLE_EVERY, Rates
+from fastmtcp.status.report import build
 
 log = logging.getLogger("fastmtcp.library")
 

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from fastmtcp import report, status
 from fastmtcp.api.connection import Connection
 from fastmtcp.api.thread import find_connection
+from fastmtcp.status import document as status
+from fastmtcp.status import report
 
 
 class Socketlike(Protocol):

@@ -7,10 +7,10 @@ import time
 import click
 
 from fastmtcp.cli.options import EXIT_CODES, report
-from fastmtcp.control import ControlName
 from fastmtcp.errors import FastmtcpError
-from fastmtcp.instances import TIMEOUT, NoAnswerError, NotRunningError, ask, running
-from fastmtcp.status import FORMAT, InstanceStatus
+from fastmtcp.status.control_name import ControlName
+from fastmtcp.status.document import FORMAT, InstanceStatus
+from fastmtcp.status.query import TIMEOUT, NoAnswerError, NotRunningError, ask, running
 
 _ALL = 15.0
 """Seconds for all answers together: somebody else's sockets must not hold up root for long."""
@@ -42,7 +42,7 @@ def status(as_json: bool, socket: str | None, client: bool, server: bool) -> int
     if as_json:
         _print_json(instances)
     else:
-        from fastmtcp.status_text import format_instances
+        from fastmtcp.status.text import format_instances
 
         click.echo(format_instances(instances))
     return 1 if failed else 0

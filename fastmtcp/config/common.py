@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from fastmtcp import control
 from fastmtcp.config.settings import (
     LOGGING,
     PROCESSES,
@@ -23,6 +22,7 @@ from fastmtcp.config.settings import (
     Settings,
     check_file_name,
 )
+from fastmtcp.status import control_name as control
 
 MAX_WORKERS = 256
 CONTROL_OFF = "off"

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from fastmtcp.control import REQUEST, ControlName, peer_uid
 from fastmtcp.errors import StartError
 from fastmtcp.io.loop import OUT, READ, Loop, Timer
+from fastmtcp.status.control_name import REQUEST, ControlName, peer_uid
 
 log = logging.getLogger("fastmtcp.control")
 

@@ -9,9 +9,10 @@ from typing import Protocol
 
 import msgspec
 
-from fastmtcp import __version__, status
+from fastmtcp import __version__
 from fastmtcp.io.loop import Loop
-from fastmtcp.status import InstanceStatus, TotalsStatus, WorkerReport, WorkerStatus
+from fastmtcp.status import document as status
+from fastmtcp.status.document import InstanceStatus, TotalsStatus, WorkerReport, WorkerStatus
 from fastmtcp.workers.channel import Channel, StatusPart, StatusRequest
 
 WAIT = 2.0

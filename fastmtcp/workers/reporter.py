@@ -11,10 +11,10 @@ from collections.abc import Generator
 
 import msgspec
 
-from fastmtcp import report
 from fastmtcp.io.loop import Loop
-from fastmtcp.rates import SAMPLE_EVERY, Rates
-from fastmtcp.status import Observable, WorkerReport
+from fastmtcp.status import report
+from fastmtcp.status.document import Observable, WorkerReport
+from fastmtcp.status.rates import SAMPLE_EVERY, Rates
 from fastmtcp.workers.channel import Channel, StatusPart, StatusRequest
 
 PIECE = 32 * 1024

@@ -23,12 +23,12 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.common import CONTROL_OFF, Config
 from fastmtcp.config.ingress import Place, UnixPath
 from fastmtcp.config.server import ServerConfig
-from fastmtcp.control import ControlName
 from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.proxy import login as logins
 from fastmtcp.server import ServerWorker
+from fastmtcp.status.control_name import ControlName
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,

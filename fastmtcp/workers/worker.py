@@ -15,7 +15,7 @@ from fastmtcp import logs
 from fastmtcp.config.common import Config
 from fastmtcp.errors import FastmtcpError
 from fastmtcp.io.loop import Loop
-from fastmtcp.status import Observable
+from fastmtcp.status.document import Observable
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,

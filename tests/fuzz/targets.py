@@ -17,7 +17,6 @@ from fastmtcp.config.ingress import Forward
 from fastmtcp.config.path import PathSpec, Proxy
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
-from fastmtcp.control import ControlName, parse_listed
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.codec import FrameReader
 from fastmtcp.engine.errors import RemoteError, SessionCode
@@ -52,6 +51,7 @@ from fastmtcp.security.handshake import (
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.link import Link
+from fastmtcp.status.control_name import ControlName, parse_listed
 from fastmtcp.units import parse_delay, parse_rate
 from msgspec.structs import replace
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-from fastmtcp import instances
-from fastmtcp.control import LISTED, REQUEST, ControlName, parse_listed
 from fastmtcp.errors import StartError
-from fastmtcp.instances import NoAnswerError, NotRunningError
 from fastmtcp.io.loop import Loop
-from fastmtcp.status import InstanceStatus, TotalsStatus
+from fastmtcp.status import query as instances
+from fastmtcp.status.control_name import LISTED, REQUEST, ControlName, parse_listed
+from fastmtcp.status.document import InstanceStatus, TotalsStatus
+from fastmtcp.status.query import NoAnswerError, NotRunningError
 from fastmtcp.workers import control
 from fastmtcp.workers.control import ControlSocket, listen
 

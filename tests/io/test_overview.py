@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from fastmtcp import report
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.loop import Loop
-from fastmtcp.status import InstanceStatus, PathInfo
+from fastmtcp.status import report
+from fastmtcp.status.document import InstanceStatus, PathInfo
 from fastmtcp.workers import overview, reporter
 from fastmtcp.workers.channel import Channel, Message, StatusPart, StatusRequest, pair
 from fastmtcp.workers.overview import Overview

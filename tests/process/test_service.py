@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastmtcp.control import ControlName
-from fastmtcp.instances import ask
 from fastmtcp.security import keys
+from fastmtcp.status.control_name import ControlName
+from fastmtcp.status.query import ask
 
 from tests.io.net import WAIT, read_all
 from tests.process.programs import Program, Programs, eventually

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastmtcp.control import LISTED, parse_listed
+from fastmtcp.status.control_name import LISTED, parse_listed
 from fastmtcp.units import format_bytes
 
 from tests.io.net import WAIT, data, read_exactly

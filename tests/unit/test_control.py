@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from fastmtcp.control import MAX_NAME, ControlName, is_name, parse_listed
+from fastmtcp.status.control_name import MAX_NAME, ControlName, is_name, parse_listed
 
 HEX = "0123456789abcdef" * 4
 

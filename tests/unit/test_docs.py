@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
-from fastmtcp import status
 from fastmtcp.cli import client, main, server
 from fastmtcp.cli.options import SettingOption
 from fastmtcp.config import client as client_config
@@ -26,6 +25,7 @@ from fastmtcp.config.server import ServerConfig
 from fastmtcp.engine import limits
 from fastmtcp.engine.limits import KIB, MIB, ClientLimits, Limits, ServerLimits
 from fastmtcp.errors import ConfigError
+from fastmtcp.status import document as status
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from fastmtcp.engine.subflow import Subflow
-from fastmtcp.rates import Rates
+from fastmtcp.status.rates import Rates
 
 
 def test_a_rate_is_measured_over_one_to_two_samples() -> None:

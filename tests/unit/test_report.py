@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp import report
 from fastmtcp.engine import snapshot
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.subflow import Subflow
-from fastmtcp.rates import Rates
-from fastmtcp.status import Observed, PathInfo, WorkerReport
+from fastmtcp.status import report
+from fastmtcp.status.document import Observed, PathInfo, WorkerReport
+from fastmtcp.status.rates import Rates
 
 from tests.unit.wire import START, Pair
 

@@ -7,10 +7,10 @@ import json
 import pytest
 from fastmtcp.cli import main as group
 from fastmtcp.cli import status as command
-from fastmtcp.control import ControlName
 from fastmtcp.errors import FastmtcpError
-from fastmtcp.instances import NoAnswerError, NotRunningError
-from fastmtcp.status import InstanceStatus, TotalsStatus
+from fastmtcp.status.control_name import ControlName
+from fastmtcp.status.document import InstanceStatus, TotalsStatus
+from fastmtcp.status.query import NoAnswerError, NotRunningError
 
 Capture = pytest.CaptureFixture[str]
 

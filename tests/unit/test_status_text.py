@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmtcp.status import (
+from fastmtcp.status.document import (
     InstanceStatus,
     PathStatus,
     SessionStatus,
@@ -11,7 +11,7 @@ from fastmtcp.status import (
     TotalsStatus,
     WorkerStatus,
 )
-from fastmtcp.status_text import format_instances, table
+from fastmtcp.status.text import format_instances, table
 
 
 def subflow(**changes: object) -> SubflowStatus:

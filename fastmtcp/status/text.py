@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastmtcp.status import (
+from fastmtcp.status.document import (
     InstanceStatus,
     PathStatus,
     SessionStatus,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from fastmtcp import status
 from fastmtcp.engine import snapshot
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
@@ -12,8 +11,9 @@ from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.relay import Relay
-from fastmtcp.rates import Rates
-from fastmtcp.status import Observable, Observed, TotalsStatus
+from fastmtcp.status import document as status
+from fastmtcp.status.document import Observable, Observed, TotalsStatus
+from fastmtcp.status.rates import Rates
 
 MAX_SESSIONS = 100
 MAX_SUBFLOWS = 1000

@@ -10,9 +10,9 @@ import time
 
 import msgspec
 
-from fastmtcp.control import LISTED, REQUEST, ControlName, parse_listed, peer_uid
 from fastmtcp.errors import FastmtcpError
-from fastmtcp.status import InstanceStatus
+from fastmtcp.status.control_name import LISTED, REQUEST, ControlName, parse_listed, peer_uid
+from fastmtcp.status.document import InstanceStatus
 
 TIMEOUT = 5.0
 """Seconds for one answer. A program gives its workers two."""

@@ -1,0 +1,1 @@
+"""What running programs are doing, as a document and as text."""
