@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastmtcp import logs, privileges
+from fastmtcp import logs
 from fastmtcp.client import ClientWorker
 from fastmtcp.config import credentials
 from fastmtcp.config.client import ClientConfig
@@ -29,6 +29,7 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.proxy import login as logins
 from fastmtcp.server import ServerWorker
 from fastmtcp.status.control_name import ControlName
+from fastmtcp.workers import privileges
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
@@ -40,7 +41,7 @@ from fastmtcp.workers.channel import (
     StatusPart,
     pair,
 )
-from fastmtcp.workers.control import ControlSocket, listen
+from fastmtcp.workers.control_socket import ControlSocket, listen
 from fastmtcp.workers.handoff import Inbox, WorkerHandoff
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.overview import Overview

@@ -16,8 +16,8 @@ from fastmtcp.status import query as instances
 from fastmtcp.status.control_name import LISTED, REQUEST, ControlName, parse_listed
 from fastmtcp.status.document import InstanceStatus, TotalsStatus
 from fastmtcp.status.query import NoAnswerError, NotRunningError
-from fastmtcp.workers import control
-from fastmtcp.workers.control import ControlSocket, listen
+from fastmtcp.workers import control_socket as control
+from fastmtcp.workers.control_socket import ControlSocket, listen
 
 from tests.io.net import WAIT, Background, read_all, run_until, turn
 
