@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import click
-from fastmtcp.demo import parse_connections
+from fastmtcp.demo.demo import parse_connections
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.units import parse_delay, parse_rate
 

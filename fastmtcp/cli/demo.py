@@ -7,9 +7,9 @@ import sys
 import click
 
 from fastmtcp.cli.options import EXIT_CODES
-from fastmtcp.demo import WARM_UP, Demo, Row, format_table, parse_connections
-from fastmtcp.demo import stop_signals_as_interrupt as stop_signals
-from fastmtcp.demo_traffic import Sample
+from fastmtcp.demo.demo import WARM_UP, Demo, Row, format_table, parse_connections
+from fastmtcp.demo.demo import stop_signals_as_interrupt as stop_signals
+from fastmtcp.demo.traffic import Sample
 from fastmtcp.units import parse_rate
 
 _BAR = 24

@@ -9,8 +9,8 @@ from types import FrameType
 import click
 
 from fastmtcp.cli.options import EXIT_CODES, run
+from fastmtcp.demo.throttle import Throttle
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.throttle import Throttle
 from fastmtcp.units import parse_delay, parse_rate
 
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp.demo.throttle import Throttle
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.throttle import Throttle
 
 from tests.io.net import Background, read_exactly, turn
 from tests.io.test_pool import Client, Logs, World, said

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp.demo.throttle import BURST, MAX_LATE, Throttle, TokenBucket
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
-from fastmtcp.throttle import BURST, MAX_LATE, Throttle, TokenBucket
 
 FAST = 1_000_000_000
 WAIT = 20.0

@@ -7,9 +7,9 @@ import socket
 import threading
 
 import pytest
-from fastmtcp import demo_traffic as traffic
-from fastmtcp.demo import Row, format_table, parse_connections
-from fastmtcp.demo_traffic import CorruptionError, Sample, steady_rate
+from fastmtcp.demo import traffic
+from fastmtcp.demo.demo import Row, format_table, parse_connections
+from fastmtcp.demo.traffic import CorruptionError, Sample, steady_rate
 
 
 class TestConnections:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from fastmtcp import demo_traffic as traffic
-from fastmtcp.demo_traffic import DOWN, STALL, UP, Sample
+from fastmtcp.demo import traffic
+from fastmtcp.demo.traffic import DOWN, STALL, UP, Sample
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import FastmtcpError
 
@@ -143,7 +143,7 @@ class Demo:
 
     def run(self, connections: Sequence[int]) -> Iterator[Row]:
         """Yield one Row for a plain connection, then one for each number of connections."""
-        with running("the target", "fastmtcp.demo_traffic") as target:
+        with running("the target", "fastmtcp.demo.traffic") as target:
             address = target.ready_line.split()[1]
             with self._throttle(address) as entrance:
                 yield self._measure("one plain connection", None, entrance, target)

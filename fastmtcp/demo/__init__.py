@@ -1,0 +1,1 @@
+"""What `fastmtcp demo` and `fastmtcp throttle` run."""
