@@ -15,6 +15,8 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.ingress import WayIn
 from fastmtcp.config.path import PathSpec
+from fastmtcp.driver.relay import Relay
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.engine.limits import Limits
@@ -25,9 +27,7 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.netlink import NetworkWatch
-from fastmtcp.io.relay import Relay
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import tune
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Waiting

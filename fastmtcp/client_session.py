@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
@@ -14,7 +15,6 @@ from fastmtcp.engine.subflow import Subflow
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.pool import Pool
 from fastmtcp.security.handshake import Grant
 from fastmtcp.status.document import PathInfo

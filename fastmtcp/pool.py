@@ -11,14 +11,14 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.path import PathSpec
+from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.errors import PeerError
 from fastmtcp.gate import Gate
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.io.subflow_socket import SubflowSocket
 from fastmtcp.pool_growth import PoolGrowth
 from fastmtcp.pool_path import PoolPath
 from fastmtcp.security.handshake import ClientHandshake, Grant, RefuseCode, RefusedError

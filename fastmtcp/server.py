@@ -11,6 +11,7 @@ from functools import partial
 from fastmtcp.config import targets
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import ServerLimits
@@ -25,7 +26,6 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial, ForbiddenError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.io.tcp import text_address, tune
 from fastmtcp.proxy.header import header, parse_source
 from fastmtcp.reception import Handoff, Reception

@@ -7,10 +7,10 @@ import socket
 from typing import TYPE_CHECKING
 
 from fastmtcp.attempt import Attempt
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Timer
-from fastmtcp.io.subflow_socket import SubflowSocket
 from fastmtcp.security.handshake import ClientHandshake
 from fastmtcp.security.handshake_socket import SupersededError
 from fastmtcp.security.tls import Tls

@@ -18,8 +18,8 @@ from fastmtcp.client import ClientWorker
 from fastmtcp.client_session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
+from fastmtcp.driver.relay import Relay
 from fastmtcp.engine.stream import Stream
-from fastmtcp.io.relay import Relay
 
 
 class _GlobalDefault(float):

@@ -7,9 +7,9 @@ import socket
 from collections.abc import Container
 from typing import Protocol
 
+from fastmtcp.driver.relay import Relay
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.engine.stream import Stream
-from fastmtcp.io.relay import Relay
-from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.status.document import Observed
 from fastmtcp.status.rates import Rates
 

@@ -16,9 +16,9 @@ from fastmtcp.api.connection import Connection, Driven, Joined, Names, open_ends
 from fastmtcp.api.errors import closed_error
 from fastmtcp.api.pair import make_pair
 from fastmtcp.api.thread import LoopThread, join_loop
+from fastmtcp.driver.relay import Relay
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.engine.stream import Stream
-from fastmtcp.io.relay import Relay
-from fastmtcp.io.session_driver import SessionDriver
 from fastmtcp.status.document import Observable, WorkerReport
 from fastmtcp.status.rates import SAMPLE_EVERY, Rates
 from fastmtcp.status.report import build

@@ -20,12 +20,12 @@ from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.config.server import ServerConfig
+from fastmtcp.driver.relay import Relay
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind
-from fastmtcp.io.relay import Relay
 from fastmtcp.io.tcp import abort, tune
 from fastmtcp.server import ServerSession, ServerWorker
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
+from fastmtcp.driver.relay import Relay
 from fastmtcp.engine import snapshot
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
-from fastmtcp.io.relay import Relay
 from fastmtcp.status import document as status
 from fastmtcp.status.document import Observable, Observed, TotalsStatus
 from fastmtcp.status.rates import Rates

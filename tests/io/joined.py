@@ -6,15 +6,15 @@ import socket
 from collections.abc import Callable
 from types import TracebackType
 
+from fastmtcp.driver.relay import Relay
+from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.relay import Relay
-from fastmtcp.io.session_driver import SessionDriver
-from fastmtcp.io.subflow_socket import SubflowSocket
 from fastmtcp.io.tcp import tune_subflow
 
 from tests.io.net import WAIT, Background, run_until, tcp_pair

@@ -6,6 +6,8 @@ import logging
 import socket
 from collections.abc import Callable
 
+from fastmtcp.driver.relay import Relay
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.limits import READ_WORK, TURN_WORK
 from fastmtcp.engine.role import Role
@@ -14,8 +16,6 @@ from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.watch import SAMPLE_EVERY
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
-from fastmtcp.io.relay import Relay
-from fastmtcp.io.subflow_socket import SubflowSocket
 from fastmtcp.security.tls import Tls
 
 log = logging.getLogger("fastmtcp.session")

@@ -13,7 +13,7 @@ from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
 from fastmtcp.security.tls import Tls
 
 if TYPE_CHECKING:
-    from fastmtcp.io.session_driver import SessionDriver
+    from fastmtcp.driver.session import SessionDriver
 
 _READS = 8
 """Reads in a row before other sockets get their turn."""

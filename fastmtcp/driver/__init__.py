@@ -1,0 +1,1 @@
+"""A session on the loop: its subflows' sockets and its applications' sockets."""
