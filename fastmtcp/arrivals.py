@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from fastmtcp.config.ingress import WayIn
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.tcp import abort

@@ -18,11 +18,11 @@ from fastmtcp.config.path import PathSpec
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.egress import Egress, LocalAddress, local_addresses
-from fastmtcp.engine.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop

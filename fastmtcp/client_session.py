@@ -7,11 +7,11 @@ from collections.abc import Callable
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.driver.session import SessionDriver
-from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver

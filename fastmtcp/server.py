@@ -13,7 +13,6 @@ from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.engine.quota import Client, Memory
 from fastmtcp.engine.role import Role
@@ -21,6 +20,7 @@ from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial, ForbiddenError

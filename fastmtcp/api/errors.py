@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import PeerError
 
 

@@ -22,7 +22,7 @@ from fastmtcp.cli.options import settings_command
 from fastmtcp.config import credentials, settings
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import FastmtcpError, StartError
 from fastmtcp.io.tcp import abort
 

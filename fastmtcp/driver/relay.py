@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable
 from itertools import islice
 
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop
 from fastmtcp.io.tcp import abort, reset_unless_finished, text_address

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.limits import READ_WORK, TURN_WORK
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.watch import SAMPLE_EVERY
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.security.tls import Tls

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine.codec import encode
-from fastmtcp.engine.frames import Got
+from fastmtcp.engine.wire.codec import encode
+from fastmtcp.engine.wire.frames import Got
 
 if TYPE_CHECKING:
     from fastmtcp.engine.subflow import Subflow

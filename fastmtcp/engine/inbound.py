@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine.codec import FrameReader
 from fastmtcp.engine.delivery import Reports
-from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode, reset_code
-from fastmtcp.engine.frames import (
+from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK
+from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.quota import Bucket
+from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.stream_ids import StreamIds
+from fastmtcp.engine.subflow import Doubt, Subflow
+from fastmtcp.engine.wire.codec import FrameReader
+from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode, reset_code
+from fastmtcp.engine.wire.frames import (
     Ack,
     Blocked,
     Busy,
@@ -23,13 +30,6 @@ from fastmtcp.engine.frames import (
     ResetAck,
     Stalled,
 )
-from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK
-from fastmtcp.engine.outbox import Outbox
-from fastmtcp.engine.quota import Bucket
-from fastmtcp.engine.scheduler import Scheduler
-from fastmtcp.engine.stream import Stream
-from fastmtcp.engine.stream_ids import StreamIds
-from fastmtcp.engine.subflow import Doubt, Subflow
 
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.frames import Data
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.frames import Data
 
 
 def probe(stream: Stream) -> Data:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import deque
 
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.quota import Holding
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 Piece = memoryview | bytearray
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.flow_control import ReceiveWindow, WindowPool
 from fastmtcp.engine.limits import MIB, Limits
 from fastmtcp.engine.quota import Holding
 from fastmtcp.engine.reassembly import GapPool, Reassembly
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 _ACK_EVERY = 1 * MIB
 

@@ -6,10 +6,10 @@ at `end`. So OPEN and FIN are sent, lost, sent again and acknowledged by the sam
 
 from __future__ import annotations
 
-from fastmtcp.engine.errors import LocalError, RemoteError, SessionCode
 from fastmtcp.engine.limits import MIN_CHUNK
 from fastmtcp.engine.ranges import RangeSet
 from fastmtcp.engine.send_buffer import Buffer, SendBuffer
+from fastmtcp.engine.wire.errors import LocalError, RemoteError, SessionCode
 
 
 class SendSide:

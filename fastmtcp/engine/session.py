@@ -16,12 +16,9 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
 from __future__ import annotations
 
 from fastmtcp.engine import watch
-from fastmtcp.engine.codec import encode
 from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
-from fastmtcp.engine.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.flow_control import WindowPool
-from fastmtcp.engine.frames import Blocked, Busy, Data, Frame, Goaway, Gone, Open, Stalled
 from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
@@ -36,6 +33,9 @@ from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.stream_ids import StreamIds
 from fastmtcp.engine.subflow import Past, Sample, Subflow
 from fastmtcp.engine.upkeep import Upkeep
+from fastmtcp.engine.wire.codec import encode
+from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import Blocked, Busy, Data, Frame, Goaway, Gone, Open, Stalled
 
 
 class Session:

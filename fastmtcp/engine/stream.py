@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
 from fastmtcp.engine.receive_side import ReceiveSide
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.send_side import SendSide
+from fastmtcp.engine.wire.errors import ResetCode
 
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 
 class StreamIds:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmtcp.engine import liveness
-from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.frames import Ping
 from fastmtcp.engine.limits import REPEAT_SPACING
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import Ping
 
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session

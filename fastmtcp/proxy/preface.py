@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import ERR, HUP, Loop, Timer

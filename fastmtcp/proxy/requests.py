@@ -15,7 +15,7 @@ import re
 from typing import Protocol
 
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError, PeerError
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.upstream import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD

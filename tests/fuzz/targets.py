@@ -18,9 +18,9 @@ from fastmtcp.config.path import PathSpec, Proxy
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.codec import FrameReader
-from fastmtcp.engine.errors import RemoteError, SessionCode
-from fastmtcp.engine.frames import (
+from fastmtcp.engine.wire.codec import FrameReader
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.frames import (
     Ack,
     Blocked,
     Busy,

@@ -9,10 +9,10 @@ from types import TracebackType
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.driver.subflow import SubflowSocket
-from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.tcp import tune_subflow

@@ -12,10 +12,10 @@ from fastmtcp import server as server_module
 from fastmtcp.attempt import Attempt
 from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.codec import encode
-from fastmtcp.engine.errors import ResetCode
-from fastmtcp.engine.frames import Open, Reset
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.codec import encode
+from fastmtcp.engine.wire.errors import ResetCode
+from fastmtcp.engine.wire.frames import Open, Reset
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial
 from fastmtcp.io.loop import ERR, IN, OUT, RDHUP, Loop

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from fastmtcp.engine.errors import SessionCode
-from fastmtcp.engine.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset
 from fastmtcp.engine.limits import OPEN_WORK, TURN_WORK, ServerLimits
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.errors import SessionCode
+from fastmtcp.engine.wire.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset
 
 from tests.io.joined import Joined, Side
 from tests.io.net import Background, data, read_exactly, tcp_pair

@@ -6,8 +6,8 @@ import select
 import socket
 
 import pytest
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import KIB, MIB, Limits
+from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.io.joined import Joined
 from tests.io.net import WAIT, Background, abort, data, fill, is_reset, read_all, read_exactly

@@ -13,10 +13,10 @@ from fastmtcp import admission, reception
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.codec import encode
-from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.frames import Ack, Frame, Open, Reset
 from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT, ServerLimits
+from fastmtcp.engine.wire.codec import encode
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import Ack, Frame, Open, Reset
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.security.handshake import (

@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import KIB, Limits
+from fastmtcp.engine.wire.errors import SessionCode
 
 from tests.io.joined import Joined
 from tests.io.net import Background, data, fill, is_reset, read_all, tcp_pair, turn

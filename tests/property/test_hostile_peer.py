@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from fastmtcp.engine.errors import RemoteError, SessionCode
-from fastmtcp.engine.frames import (
+from fastmtcp.engine.limits import KIB, MIB, Limits
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.frames import (
     Ack,
     Blocked,
     Busy,
@@ -23,8 +25,6 @@ from fastmtcp.engine.frames import (
     Reset,
     ResetAck,
 )
-from fastmtcp.engine.limits import KIB, MIB, Limits
-from fastmtcp.engine.session import Session
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 

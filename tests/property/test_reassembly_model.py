@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.errors import RemoteError
 from fastmtcp.engine.reassembly import GapPool, Reassembly
+from fastmtcp.engine.wire.errors import RemoteError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule

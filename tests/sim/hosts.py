@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.network import Clock, Pipe
 

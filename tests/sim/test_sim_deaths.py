@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import KIB, MIB, Limits
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
 from tests.sim.hosts import Script
 from tests.sim.network import Path

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import KIB, MIB, Limits
+from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.hosts import Script
 from tests.sim.network import Path

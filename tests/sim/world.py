@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.hosts import App, End, Host, Script
 from tests.sim.network import Clock, Path, Pipe

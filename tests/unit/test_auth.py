@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from fastmtcp.engine.frames import VERSION
 from fastmtcp.engine.limits import MAX_MESSAGE
+from fastmtcp.engine.wire.frames import VERSION
 from fastmtcp.errors import PeerError
 from fastmtcp.security.handshake import (
     FORM,

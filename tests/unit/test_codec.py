@@ -6,9 +6,10 @@ import itertools
 
 import msgspec
 import pytest
-from fastmtcp.engine.codec import PREFIX, FrameReader, encode
-from fastmtcp.engine.errors import RemoteError, SessionCode
-from fastmtcp.engine.frames import (
+from fastmtcp.engine.limits import MAX_HEADER, MAX_PAYLOAD, MIB
+from fastmtcp.engine.wire.codec import PREFIX, FrameReader, encode
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.frames import (
     Ack,
     Blocked,
     Closed,
@@ -21,7 +22,6 @@ from fastmtcp.engine.frames import (
     Reset,
     ResetAck,
 )
-from fastmtcp.engine.limits import MAX_HEADER, MAX_PAYLOAD, MIB
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine.delivery import Delivery
-from fastmtcp.engine.errors import RemoteError, SessionCode
-from fastmtcp.engine.frames import Data, Got, Stalled
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflow import Sample, Subflow
 from fastmtcp.engine.watch import UNDELIVERED
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.frames import Data, Got, Stalled
 
 from tests.unit.wire import START, Pair, collect, feed, pack, parse
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from fastmtcp.engine.errors import ResetCode
+from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.requests import MAX_HEAD, ProxyRequest, RequestError
 from hypothesis import given

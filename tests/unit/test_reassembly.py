@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.reassembly import GapPool, Piece, Reassembly, push
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 TEXT = bytes(range(256)) * 64
 BIG = 4096

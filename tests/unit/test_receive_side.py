@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.flow_control import WindowPool
 from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.reassembly import GapPool
 from fastmtcp.engine.receive_side import ReceiveSide
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 FLOOR = 64 * KIB
 

@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 from fastmtcp.engine import snapshot
-from fastmtcp.engine.errors import SessionCode
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.status import report
 from fastmtcp.status.document import Observed, PathInfo, WorkerReport
 from fastmtcp.status.rates import Rates

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import ResetCode
 from fastmtcp.engine.limits import (
     BULK_TURN,
     IDLE_AFTER,
@@ -20,6 +19,7 @@ from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.wire.errors import ResetCode
 
 NOW = 50.0
 

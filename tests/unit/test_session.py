@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import LocalError, ResetCode
-from fastmtcp.engine.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.wire.errors import LocalError, ResetCode
+from fastmtcp.engine.wire.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 
 from tests.unit.wire import START, Pair, collect, feed, frames_of, pack, ready_bytes
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.codec import FrameReader
-from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset, ResetAck
 from fastmtcp.engine.limits import KIB, MIB, MIN_SEND_ROOM, OPEN_WORK, REPEAT_SPACING, Limits
 from fastmtcp.engine.quota import Bucket, Client, Memory
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.wire.codec import FrameReader
+from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset, ResetAck
 
 from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
 

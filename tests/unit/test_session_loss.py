@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from fastmtcp.engine.errors import ResetCode, SessionCode
-from fastmtcp.engine.frames import Ack, Closed, Data, Goaway, Open, Ping, Pong, Reset
 from fastmtcp.engine.limits import KIB, MAX_OWN_FRAMES, MIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import Ack, Closed, Data, Goaway, Open, Ping, Pong, Reset
 
 from tests.unit.test_session import assert_nothing_is_left, finish_both
 from tests.unit.wire import Pair, collect, feed, frames_of, pack, parse, ready_bytes

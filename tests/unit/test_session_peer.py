@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import LocalError, RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.frames import (
+from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, Limits
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import (
     Ack,
     Closed,
     Data,
@@ -14,8 +16,6 @@ from fastmtcp.engine.frames import (
     Ping,
     Reset,
 )
-from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, Limits
-from fastmtcp.engine.session import Session
 
 from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
 

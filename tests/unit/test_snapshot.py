@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine import snapshot
-from fastmtcp.engine.errors import ResetCode, SessionCode
 from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
 from tests.unit.wire import START, Pair, collect, feed
 

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 from fastmtcp.engine import limits, watch
-from fastmtcp.engine.codec import FrameReader, encode
-from fastmtcp.engine.errors import RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.frames import VERSION, Data, Frame, Open
 from fastmtcp.engine.role import Role
+from fastmtcp.engine.wire.codec import FrameReader, encode
+from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.frames import VERSION, Data, Frame, Open
 from fastmtcp.errors import PeerError
 from fastmtcp.security import handshake as auth
 from fastmtcp.security import handshake_socket as handshakes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.errors import RemoteError, SessionCode
 from fastmtcp.engine.stream_ids import StreamIds
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 
 def test_allocate_counts_up() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
-from fastmtcp.engine.codec import PREFIX, encode
-from fastmtcp.engine.frames import Frame, Got
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.stream import Stream
 from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.wire.codec import PREFIX, encode
+from fastmtcp.engine.wire.frames import Frame, Got
 
 START = 1000.0
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from fastmtcp.engine.errors import RemoteError, SessionCode
-from fastmtcp.engine.frames import Data, Frame, Open
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.frames import Data, Frame, Open
 
 PREFIX = struct.Struct("!HI")
 _PREFIX_SIZE = PREFIX.size
