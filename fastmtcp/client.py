@@ -21,7 +21,7 @@ from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.snapshot import Totals, totals
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener

@@ -18,7 +18,7 @@ from fastmtcp.engine.quota import Client, Memory
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.errors import ConfigError

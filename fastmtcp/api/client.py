@@ -19,7 +19,7 @@ from fastmtcp.client_session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.driver.relay import Relay
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 
 
 class _GlobalDefault(float):

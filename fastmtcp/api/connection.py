@@ -9,7 +9,7 @@ from typing import Protocol
 
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.status.document import Observed
 from fastmtcp.status.rates import Rates
 

@@ -18,7 +18,7 @@ from fastmtcp.api.pair import make_pair
 from fastmtcp.api.thread import LoopThread, join_loop
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.status.document import Observable, WorkerReport
 from fastmtcp.status.rates import SAMPLE_EVERY, Rates
 from fastmtcp.status.report import build

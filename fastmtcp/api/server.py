@@ -22,7 +22,7 @@ from fastmtcp.api.errors import closed_error, timeout_error
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.driver.relay import Relay
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind

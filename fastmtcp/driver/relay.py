@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from fastmtcp.engine.limits import KIB
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from fastmtcp.engine.limits import KIB, MIN_CHUNK, START_RATE
 
 if TYPE_CHECKING:
-    from fastmtcp.engine.stream import Stream
+    from fastmtcp.engine.streams.stream import Stream
     from fastmtcp.engine.subflow import Subflow
 
 WORTHWHILE = 0.02

@@ -9,8 +9,8 @@ from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket
 from fastmtcp.engine.scheduler import Scheduler
-from fastmtcp.engine.stream import Stream
-from fastmtcp.engine.stream_ids import StreamIds
+from fastmtcp.engine.streams.ids import StreamIds
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Doubt, Subflow
 from fastmtcp.engine.wire.codec import FrameReader
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode, reset_code

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from fastmtcp.engine.head_of_line import Gate
 from fastmtcp.engine.role import Role
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 
 CONTROL, SWIFT, BULK = range(3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastmtcp.engine.limits import Limits
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.engine.wire.frames import Data
 

@@ -7,7 +7,7 @@ latest. A reset is said again until the peer has confirmed it.
 from __future__ import annotations
 
 from fastmtcp.engine.limits import MAX_ANSWERS, MAX_HINTS, Limits
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Frame, Reset

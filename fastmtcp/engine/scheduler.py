@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from fastmtcp.engine.limits import BULK_TURN
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 
 
 class Scheduler:

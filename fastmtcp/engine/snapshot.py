@@ -12,7 +12,7 @@ import msgspec
 
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 
 MAX_RANGES = 4096

@@ -25,7 +25,7 @@ from fastmtcp.engine.limits import (
 from fastmtcp.engine.role import Role
 
 if TYPE_CHECKING:
-    from fastmtcp.engine.stream import Stream
+    from fastmtcp.engine.streams.stream import Stream
 
 _RATE_MEMORY = 1.0
 _SWEEP = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fastmtcp.engine.lanes import Lanes
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Doubt, Sample, Subflow
 
 STALL = 0.2

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue

@@ -17,7 +17,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 
-from fastmtcp.engine.send_buffer import Buffer
+from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.errors import ConfigError, PeerError
 from fastmtcp.security.link import show_fingerprint
 

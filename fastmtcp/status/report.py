@@ -9,7 +9,7 @@ from fastmtcp.engine import snapshot
 from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Subflow
 from fastmtcp.status import document as status
 from fastmtcp.status.document import Observable, Observed, TotalsStatus

@@ -11,7 +11,7 @@ from fastmtcp.driver.session import SessionDriver
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop

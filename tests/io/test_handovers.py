@@ -12,7 +12,7 @@ from fastmtcp import server as server_module
 from fastmtcp.attempt import Attempt
 from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.engine.wire.frames import Open, Reset

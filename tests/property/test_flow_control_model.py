@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-from fastmtcp.engine import flow_control
-from fastmtcp.engine.flow_control import ReceiveWindow, WindowPool
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.streams import flow_control
+from fastmtcp.engine.streams.flow_control import ReceiveWindow, WindowPool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from fastmtcp.engine.ranges import RangeSet
+from fastmtcp.engine.streams.ranges import RangeSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

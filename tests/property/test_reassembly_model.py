@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.reassembly import GapPool, Reassembly
+from fastmtcp.engine.streams.reassembly import GapPool, Reassembly
 from fastmtcp.engine.wire.errors import RemoteError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.send_buffer import Buffer, SendBuffer
-from fastmtcp.engine.send_side import SendSide
+from fastmtcp.engine.streams.send_buffer import Buffer, SendBuffer
+from fastmtcp.engine.streams.send_side import SendSide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 
 from tests.unit.wire import collect

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmtcp.engine.limits import KIB, Limits
-from fastmtcp.engine.send_buffer import Buffer
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.send_buffer import Buffer
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Sample, Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmtcp.engine.limits import KIB, Limits
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.hosts import App, End, Host, Script

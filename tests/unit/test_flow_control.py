@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.flow_control import ReceiveWindow, WindowPool
 from fastmtcp.engine.limits import KIB, MIB, Limits
+from fastmtcp.engine.streams.flow_control import ReceiveWindow, WindowPool
 
 LIMITS = Limits(
     floor_window=64 * KIB, start_window=256 * KIB, max_window=2 * MIB, window_pool=8 * MIB

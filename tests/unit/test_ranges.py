@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.ranges import RangeSet
+from fastmtcp.engine.streams.ranges import RangeSet
 
 
 def ranges(*pairs: tuple[int, int]) -> RangeSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from fastmtcp.engine.reassembly import GapPool, Piece, Reassembly, push
+from fastmtcp.engine.streams.reassembly import GapPool, Piece, Reassembly, push
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 TEXT = bytes(range(256)) * 64

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.flow_control import WindowPool
 from fastmtcp.engine.limits import KIB, Limits
-from fastmtcp.engine.reassembly import GapPool
-from fastmtcp.engine.receive_side import ReceiveSide
+from fastmtcp.engine.streams.flow_control import WindowPool
+from fastmtcp.engine.streams.reassembly import GapPool
+from fastmtcp.engine.streams.receive_side import ReceiveSide
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 FLOOR = 64 * KIB

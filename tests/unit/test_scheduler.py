@@ -17,7 +17,7 @@ from fastmtcp.engine.limits import (
 )
 from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflow import Sample, Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 

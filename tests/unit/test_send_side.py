@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.send_buffer import Buffer, SendBuffer
-from fastmtcp.engine.send_side import SendSide
+from fastmtcp.engine.streams.send_buffer import Buffer, SendBuffer
+from fastmtcp.engine.streams.send_side import SendSide
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, SessionCode
 
 MORE = 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.stream import Stream
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 

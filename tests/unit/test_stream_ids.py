@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.stream_ids import StreamIds
+from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 

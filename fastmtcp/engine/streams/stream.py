@@ -6,9 +6,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
-from fastmtcp.engine.receive_side import ReceiveSide
-from fastmtcp.engine.send_buffer import Buffer
-from fastmtcp.engine.send_side import SendSide
+from fastmtcp.engine.streams.receive_side import ReceiveSide
+from fastmtcp.engine.streams.send_buffer import Buffer
+from fastmtcp.engine.streams.send_side import SendSide
 from fastmtcp.engine.wire.errors import ResetCode
 
 if TYPE_CHECKING:

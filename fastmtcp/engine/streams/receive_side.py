@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.flow_control import ReceiveWindow, WindowPool
 from fastmtcp.engine.limits import MIB, Limits
 from fastmtcp.engine.quota import Holding
-from fastmtcp.engine.reassembly import GapPool, Reassembly
+from fastmtcp.engine.streams.flow_control import ReceiveWindow, WindowPool
+from fastmtcp.engine.streams.reassembly import GapPool, Reassembly
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
 _ACK_EVERY = 1 * MIB

@@ -9,7 +9,7 @@ from fastmtcp.engine.limits import MIN_SEND_ROOM, Limits
 from fastmtcp.engine.quota import Holding
 
 if TYPE_CHECKING:
-    from fastmtcp.engine.stream import Stream
+    from fastmtcp.engine.streams.stream import Stream
 
 
 class SendMemory:

@@ -7,8 +7,8 @@ at `end`. So OPEN and FIN are sent, lost, sent again and acknowledged by the sam
 from __future__ import annotations
 
 from fastmtcp.engine.limits import MIN_CHUNK
-from fastmtcp.engine.ranges import RangeSet
-from fastmtcp.engine.send_buffer import Buffer, SendBuffer
+from fastmtcp.engine.streams.ranges import RangeSet
+from fastmtcp.engine.streams.send_buffer import Buffer, SendBuffer
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, SessionCode
 
 

@@ -1,0 +1,1 @@
+"""Streams: bytes in order, each direction by itself."""
