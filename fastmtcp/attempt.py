@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.limits import START_LOWAT
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial, WayOut
 from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop

@@ -10,7 +10,7 @@ from fastmtcp.driver.session import SessionDriver
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop

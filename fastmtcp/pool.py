@@ -13,8 +13,8 @@ from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.path import PathSpec
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.driver.subflow import SubflowSocket
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.gate import Gate
 from fastmtcp.io.loop import Loop, Timer

@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from fastmtcp.engine.demand import PERIOD
-from fastmtcp.engine.role import Role
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import Timer
 from fastmtcp.pool_size import TICK, Reading
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.path import PathSpec
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.pool_size import PoolSize
 from fastmtcp.slot import Slot
 

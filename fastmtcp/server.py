@@ -15,11 +15,11 @@ from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.engine.quota import Client, Memory
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool

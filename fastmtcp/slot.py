@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastmtcp.attempt import Attempt
 from fastmtcp.driver.subflow import SubflowSocket
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Timer
 from fastmtcp.security.handshake import ClientHandshake

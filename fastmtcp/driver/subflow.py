@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastmtcp.engine.streams.send_buffer import Buffer
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import OUT, RDHUP, READ
 from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
 from fastmtcp.security.tls import Tls

@@ -21,7 +21,7 @@ from fastmtcp.engine.limits import KIB, MIN_CHUNK, START_RATE
 
 if TYPE_CHECKING:
     from fastmtcp.engine.streams.stream import Stream
-    from fastmtcp.engine.subflow import Subflow
+    from fastmtcp.engine.subflows.subflow import Subflow
 
 WORTHWHILE = 0.02
 """A subflow below this share of the others' rate is not worth waiting for."""

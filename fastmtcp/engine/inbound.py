@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket
 from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Doubt, Subflow
+from fastmtcp.engine.subflows.delivery import Reports
+from fastmtcp.engine.subflows.subflow import Doubt, Subflow
 from fastmtcp.engine.wire.codec import FrameReader
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode, reset_code
 from fastmtcp.engine.wire.frames import (

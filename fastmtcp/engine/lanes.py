@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastmtcp.engine.head_of_line import Gate
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 
 CONTROL, SWIFT, BULK = range(3)
 

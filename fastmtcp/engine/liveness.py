@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.frames import Data
 
 

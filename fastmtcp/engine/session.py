@@ -16,14 +16,12 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
 from __future__ import annotations
 
 from fastmtcp.engine import watch
-from fastmtcp.engine.delivery import Reports
 from fastmtcp.engine.demand import Demand
 from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket, Client, Holding, Memory
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.streams.flow_control import WindowPool
 from fastmtcp.engine.streams.ids import StreamIds
@@ -31,7 +29,9 @@ from fastmtcp.engine.streams.reassembly import GapPool
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.send_memory import SendMemory
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Past, Sample, Subflow
+from fastmtcp.engine.subflows.delivery import Reports
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Past, Sample, Subflow
 from fastmtcp.engine.upkeep import Upkeep
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode

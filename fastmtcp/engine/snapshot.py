@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 import msgspec
 
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 
 MAX_RANGES = 4096
 """Ranges of one subflow whose un-ACKed bytes are counted: an application that writes single bytes

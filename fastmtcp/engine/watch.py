@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from fastmtcp.engine.lanes import Lanes
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Doubt, Sample, Subflow
+from fastmtcp.engine.subflows.subflow import Doubt, Sample, Subflow
 
 STALL = 0.2
 """A subflow with unacknowledged bytes and no progress for this long, seconds, or three round

@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 
-from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.subflows.subflow import Sample
 
 _LINUX = sys.platform == "linux"
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)

@@ -28,7 +28,7 @@ from typing import TypeVar
 import msgspec
 
 from fastmtcp.engine.limits import MAX_MESSAGE
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.frames import VERSION
 from fastmtcp.errors import PeerError
 from fastmtcp.security.identity import KEY_SIZE, Clients, Identity, Verifier

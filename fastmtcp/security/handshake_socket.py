@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import Loop

@@ -14,7 +14,7 @@ import msgspec
 
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 
 FORMAT = 1
 """Of the document. New keys may come without a new number; none goes or changes its meaning."""

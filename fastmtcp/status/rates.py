@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 
 SAMPLE_EVERY = 1.0
 _SHORTEST = 0.2

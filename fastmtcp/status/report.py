@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator
 
 from fastmtcp.driver.relay import Relay
 from fastmtcp.engine import snapshot
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.status import document as status
 from fastmtcp.status.document import Observable, Observed, TotalsStatus
 from fastmtcp.status.rates import Rates

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp.engine.limits import MAX_MESSAGE
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket as handshakes

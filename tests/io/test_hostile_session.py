@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from fastmtcp.engine.limits import OPEN_WORK, TURN_WORK, ServerLimits
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset
 

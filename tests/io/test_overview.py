@@ -10,7 +10,7 @@ import pytest
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import Loop
 from fastmtcp.status import report
 from fastmtcp.status.document import InstanceStatus, PathInfo

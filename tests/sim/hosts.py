@@ -12,7 +12,7 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.subflow import Sample, Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.network import Clock, Pipe

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmtcp.engine.limits import KIB
-from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.subflows.subflow import Sample
 
 SEGMENT = 8 * KIB
 

@@ -5,7 +5,7 @@ from fastmtcp.engine.head_of_line import PERIOD, Gate, Guard
 from fastmtcp.engine.limits import MIB, START_RATE, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.subflow import Sample, Subflow
 
 FAST = 12_500_000.0
 OTHERS = FAST

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.status.rates import Rates
 
 

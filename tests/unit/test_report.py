@@ -11,7 +11,7 @@ from fastmtcp.engine import snapshot
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.status import report
 from fastmtcp.status.document import Observed, PathInfo, WorkerReport

@@ -18,7 +18,7 @@ from fastmtcp.engine.limits import (
 from fastmtcp.engine.scheduler import Scheduler
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.subflow import Sample, Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
 NOW = 50.0

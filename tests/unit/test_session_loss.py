@@ -8,7 +8,7 @@ import pytest
 from fastmtcp.engine.limits import KIB, MAX_OWN_FRAMES, MIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Sample
+from fastmtcp.engine.subflows.subflow import Sample
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Closed, Data, Goaway, Open, Ping, Pong, Reset
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine import snapshot
 from fastmtcp.engine.limits import KIB, Limits
-from fastmtcp.engine.role import Role
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
 from tests.unit.wire import START, Pair, collect, feed

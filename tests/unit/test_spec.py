@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 from fastmtcp.engine import limits, watch
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.codec import FrameReader, encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import VERSION, Data, Frame, Open

@@ -8,7 +8,7 @@ import msgspec
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.codec import PREFIX, encode
 from fastmtcp.engine.wire.frames import Frame, Got
 

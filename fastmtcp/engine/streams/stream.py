@@ -13,7 +13,7 @@ from fastmtcp.engine.wire.errors import ResetCode
 
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session
-    from fastmtcp.engine.subflow import Subflow
+    from fastmtcp.engine.subflows.subflow import Subflow
 
 
 class Stream:

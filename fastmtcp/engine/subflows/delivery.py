@@ -13,7 +13,7 @@ from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.frames import Got
 
 if TYPE_CHECKING:
-    from fastmtcp.engine.subflow import Subflow
+    from fastmtcp.engine.subflows.subflow import Subflow
 
 START_RTT = 0.2
 _MARK_EVERY = 0.01

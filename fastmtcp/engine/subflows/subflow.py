@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastmtcp.engine.delivery import Delivery
 from fastmtcp.engine.head_of_line import Guard
 from fastmtcp.engine.limits import (
     CHUNK_TIME,
@@ -22,7 +21,8 @@ from fastmtcp.engine.limits import (
     START_LOWAT,
     START_RATE,
 )
-from fastmtcp.engine.role import Role
+from fastmtcp.engine.subflows.delivery import Delivery
+from fastmtcp.engine.subflows.role import Role
 
 if TYPE_CHECKING:
     from fastmtcp.engine.streams.stream import Stream

@@ -1,0 +1,1 @@
+"""Subflows as the engine sees them: what they carry and how fast."""
