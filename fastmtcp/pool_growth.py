@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine.demand import PERIOD
+from fastmtcp.engine.scheduling.demand import PERIOD
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import Timer

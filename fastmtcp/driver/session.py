@@ -9,10 +9,10 @@ from collections.abc import Callable
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.limits import READ_WORK, TURN_WORK
+from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.engine.watch import SAMPLE_EVERY
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket
-from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.delivery import Reports

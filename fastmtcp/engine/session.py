@@ -15,14 +15,14 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
 
 from __future__ import annotations
 
-from fastmtcp.engine import watch
-from fastmtcp.engine.demand import Demand
 from fastmtcp.engine.inbound import Inbound
-from fastmtcp.engine.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.quota import Bucket, Client, Holding, Memory
-from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.scheduling import watch
+from fastmtcp.engine.scheduling.demand import Demand
+from fastmtcp.engine.scheduling.lanes import BULK, SWIFT, Lanes
+from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.flow_control import WindowPool
 from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.reassembly import GapPool

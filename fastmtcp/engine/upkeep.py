@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine import liveness
 from fastmtcp.engine.limits import REPEAT_SPACING
 from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.scheduling import liveness
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ping

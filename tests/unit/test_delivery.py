@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.scheduling.watch import UNDELIVERED
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflows.delivery import Delivery
 from fastmtcp.engine.subflows.subflow import Sample, Subflow
-from fastmtcp.engine.watch import UNDELIVERED
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 from fastmtcp.engine.wire.frames import Data, Got, Stalled
 

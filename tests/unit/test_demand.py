@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.demand import PERIOD, Demand
 from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.scheduling.demand import PERIOD, Demand
+from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.watch import SAMPLE_EVERY
 from fastmtcp.engine.wire.frames import Busy
 
 from tests.unit.wire import START, Pair, collect, feed, frames_of, pack

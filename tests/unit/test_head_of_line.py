@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.head_of_line import PERIOD, Gate, Guard
 from fastmtcp.engine.limits import MIB, START_RATE, Limits
+from fastmtcp.engine.scheduling.head_of_line import PERIOD, Gate, Guard
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Sample, Subflow

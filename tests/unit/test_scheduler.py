@@ -15,7 +15,7 @@ from fastmtcp.engine.limits import (
     SMALL_STREAM,
     Limits,
 )
-from fastmtcp.engine.scheduler import Scheduler
+from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Sample, Subflow

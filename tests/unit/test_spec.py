@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastmtcp.engine import limits, watch
+from fastmtcp.engine import limits
+from fastmtcp.engine.scheduling import watch
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.codec import FrameReader, encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode

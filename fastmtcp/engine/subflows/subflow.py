@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fastmtcp.engine.head_of_line import Guard
 from fastmtcp.engine.limits import (
     CHUNK_TIME,
     KIB,
@@ -21,6 +20,7 @@ from fastmtcp.engine.limits import (
     START_LOWAT,
     START_RATE,
 )
+from fastmtcp.engine.scheduling.head_of_line import Guard
 from fastmtcp.engine.subflows.delivery import Delivery
 from fastmtcp.engine.subflows.role import Role
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fastmtcp.engine.lanes import Lanes
+from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Doubt, Sample, Subflow
 

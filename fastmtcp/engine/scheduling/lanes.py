@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastmtcp.engine.head_of_line import Gate
+from fastmtcp.engine.scheduling.head_of_line import Gate
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow

@@ -1,0 +1,1 @@
+"""Which stream sends next, and on which subflow."""
