@@ -32,7 +32,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.delivery import Reports
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Past, Sample, Subflow
-from fastmtcp.engine.upkeep import Upkeep
+from fastmtcp.engine.timers import Upkeep
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Blocked, Busy, Data, Frame, Goaway, Gone, Open, Stalled
