@@ -14,8 +14,8 @@ from fastmtcp.api.connection import Connection, Joined, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import timeout_error
 from fastmtcp.api.opening import Opening
-from fastmtcp.client import ClientWorker
-from fastmtcp.client_session import ClientSession
+from fastmtcp.client.service import ClientWorker
+from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.driver.relay import Relay

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Joined
 from fastmtcp.api.errors import closed_error, reset_error, server_error
-from fastmtcp.client_session import ClientSession
+from fastmtcp.client.session import ClientSession
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from fastmtcp import logs
-from fastmtcp.client import ClientWorker
+from fastmtcp.client.service import ClientWorker
 from fastmtcp.config import credentials
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.common import CONTROL_OFF, Config

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from fastmtcp import egress
+from fastmtcp.client import egress
+from fastmtcp.client.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.config.path import PathSpec
-from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address, Answer
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 from fastmtcp import slot as slot_module
-from fastmtcp.client_session import ClientSession
+from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.credentials import Credentials

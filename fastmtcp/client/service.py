@@ -9,15 +9,15 @@ from functools import partial
 
 import msgspec
 
-from fastmtcp.arrivals import Arrival, Arrivals
-from fastmtcp.client_session import ClientSession
+from fastmtcp.client.arrivals import Arrival, Arrivals
+from fastmtcp.client.egress import Egress, LocalAddress, local_addresses
+from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.ingress import WayIn
 from fastmtcp.config.path import PathSpec
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
-from fastmtcp.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.snapshot import Totals, totals

@@ -1,0 +1,1 @@
+"""The client: applications become streams over a session with a server."""
