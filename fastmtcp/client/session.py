@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastmtcp.client.pool.pool import Pool
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.driver.session import SessionDriver
@@ -15,7 +16,6 @@ from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.pool import Pool
 from fastmtcp.security.handshake import Grant
 from fastmtcp.status.document import PathInfo
 

@@ -9,7 +9,7 @@ from functools import partial
 import msgspec
 import pytest
 from fastmtcp import server as server_module
-from fastmtcp.attempt import Attempt
+from fastmtcp.client.pool.attempt import Attempt
 from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.streams.stream import Stream

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from fastmtcp import slot as slot_module
+from fastmtcp.client.pool import slot as slot_module
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import Connections

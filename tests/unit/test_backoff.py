@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from fastmtcp.slot import FIRST_DELAY, MAX_DELAY, URGENT_DELAY, backoff
+from fastmtcp.client.pool.slot import FIRST_DELAY, MAX_DELAY, URGENT_DELAY, backoff
 
 
 def test_the_first_attempt_is_made_at_once_and_later_ones_ever_later() -> None:

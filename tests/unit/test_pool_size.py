@@ -6,8 +6,8 @@ import random
 from itertools import pairwise
 
 import pytest
+from fastmtcp.client.pool.size import FIRST_HOLD, IDLE_AFTER, TICK, PoolSize, Reading
 from fastmtcp.config.connections import Connections
-from fastmtcp.pool_size import FIRST_HOLD, IDLE_AFTER, TICK, PoolSize, Reading
 
 MBIT = 1e6 / 8
 CONNECT = 0.3

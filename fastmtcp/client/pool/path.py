@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from fastmtcp.client.pool.size import PoolSize
+from fastmtcp.client.pool.slot import Slot
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.pool_size import PoolSize
-from fastmtcp.slot import Slot
 
 if TYPE_CHECKING:
-    from fastmtcp.pool import Pool
+    from fastmtcp.client.pool.pool import Pool
 
 log = logging.getLogger("fastmtcp.paths")
 

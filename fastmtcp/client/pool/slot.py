@@ -6,7 +6,7 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
-from fastmtcp.attempt import Attempt
+from fastmtcp.client.pool.attempt import Attempt
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
@@ -16,8 +16,8 @@ from fastmtcp.security.handshake_socket import SupersededError
 from fastmtcp.security.tls import Tls
 
 if TYPE_CHECKING:
-    from fastmtcp.pool import Pool
-    from fastmtcp.pool_path import PoolPath
+    from fastmtcp.client.pool.path import PoolPath
+    from fastmtcp.client.pool.pool import Pool
 
 FIRST_DELAY = 0.2
 MAX_DELAY = 30.0

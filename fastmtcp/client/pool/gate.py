@@ -8,7 +8,7 @@ from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.security.handshake import ClientHandshake, Membership
 
 if TYPE_CHECKING:
-    from fastmtcp.slot import Slot
+    from fastmtcp.client.pool.slot import Slot
 
 TURN = 1.0
 """Seconds that a connection has to create the session before the next one tries as well."""

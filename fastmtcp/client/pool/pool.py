@@ -7,6 +7,10 @@ import random
 import socket
 from collections.abc import Callable, Sequence, Set
 
+from fastmtcp.client.pool.gate import Gate
+from fastmtcp.client.pool.growth import PoolGrowth
+from fastmtcp.client.pool.path import PoolPath
+from fastmtcp.client.pool.slot import URGENT_PATIENCE, Slot
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import MAX_CONNECTIONS, Connections, fit
 from fastmtcp.config.credentials import Credentials
@@ -16,14 +20,10 @@ from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
-from fastmtcp.gate import Gate
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.pool_growth import PoolGrowth
-from fastmtcp.pool_path import PoolPath
 from fastmtcp.security.handshake import ClientHandshake, Grant, RefuseCode, RefusedError
 from fastmtcp.security.tls import Tls
-from fastmtcp.slot import URGENT_PATIENCE, Slot
 
 log = logging.getLogger("fastmtcp.paths")
 

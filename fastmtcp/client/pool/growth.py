@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from fastmtcp.client.pool.size import TICK, Reading
 from fastmtcp.engine.scheduling.demand import PERIOD
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import Timer
-from fastmtcp.pool_size import TICK, Reading
 
 if TYPE_CHECKING:
-    from fastmtcp.pool import Pool
-    from fastmtcp.pool_path import PoolPath
+    from fastmtcp.client.pool.path import PoolPath
+    from fastmtcp.client.pool.pool import Pool
 
 log = logging.getLogger("fastmtcp.paths")
 

@@ -1,0 +1,1 @@
+"""The subflows of a client's session, kept at their number on every path."""
