@@ -17,7 +17,7 @@ from pathlib import Path
 from fastmtcp.cli.init import LINK_FILE
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.security import keys
-from fastmtcp.server_dir import CONFIG, ServerDir
+from fastmtcp.server.directory import CONFIG, ServerDir
 
 PLAIN = "plain"
 TLS = "tls"

@@ -27,7 +27,7 @@ from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.tcp import abort, tune
-from fastmtcp.server import ServerSession, ServerWorker
+from fastmtcp.server.service import ServerSession, ServerWorker
 
 log = logging.getLogger("fastmtcp.library")
 

@@ -9,7 +9,7 @@ import click
 
 from fastmtcp.cli.init import show_link
 from fastmtcp.cli.options import EXIT_CODES
-from fastmtcp.server_dir import USUAL_NAME, ServerDir
+from fastmtcp.server.directory import USUAL_NAME, ServerDir
 
 
 def _dir_option(command: Callable[..., Any]) -> Callable[..., Any]:

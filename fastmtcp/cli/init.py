@@ -10,7 +10,7 @@ import click
 from fastmtcp.cli.options import EXIT_CODES
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.security.link import Link
-from fastmtcp.server_dir import CONFIG, USUAL_NAME, ServerDir, check_client_name
+from fastmtcp.server.directory import CONFIG, USUAL_NAME, ServerDir, check_client_name
 
 LINK_FILE = "fastmtcp.link"
 

@@ -27,7 +27,7 @@ from fastmtcp.errors import StartError
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.proxy import login as logins
-from fastmtcp.server import ServerWorker
+from fastmtcp.server.service import ServerWorker
 from fastmtcp.status.control_name import ControlName
 from fastmtcp.workers import privileges
 from fastmtcp.workers.channel import (

@@ -8,7 +8,6 @@ from functools import partial
 
 import msgspec
 import pytest
-from fastmtcp import server as server_module
 from fastmtcp.client.pool.attempt import Attempt
 from fastmtcp.config.path import PathSpec
 from fastmtcp.endpoint import Endpoint
@@ -23,6 +22,7 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.proxy import preface as preface_module
 from fastmtcp.proxy.preface import Preface, Waiting, say_farewell
 from fastmtcp.proxy.requests import ProxyRequest
+from fastmtcp.server import service as server_module
 
 from tests.io.joined import Joined
 from tests.io.net import Background, abort, data, is_reset, read_all, run_until, tcp_pair, turn

@@ -26,7 +26,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.tls import ClientTls
-from fastmtcp.server import ServerWorker
+from fastmtcp.server.service import ServerWorker
 
 from tests.io.certificates import Files
 from tests.io.net import (

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from fastmtcp import admission, reception
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
@@ -29,7 +28,8 @@ from fastmtcp.security.handshake import (
     RefusedError,
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
-from fastmtcp.server import ServerWorker
+from fastmtcp.server import admission, reception
+from fastmtcp.server.service import ServerWorker
 
 from tests.io.net import WAIT, Background, run_until, turn
 from tests.unit.wire import parse

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp import admission
-from fastmtcp.admission import Admission
 from fastmtcp.engine.limits import (
     ACCEPT_RATE,
     FORGIVE_EVERY,
@@ -14,6 +12,8 @@ from fastmtcp.engine.limits import (
     MAX_PER_ADDRESS,
     SLOW_EVERY,
 )
+from fastmtcp.server import admission
+from fastmtcp.server.admission import Admission
 
 MOST = 1024
 

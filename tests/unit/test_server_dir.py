@@ -24,7 +24,7 @@ from fastmtcp.security import self_signed as certificate
 from fastmtcp.security.identity import UNNAMED, Identity
 from fastmtcp.security.link import Link
 from fastmtcp.security.tls import fingerprint, read_certificate
-from fastmtcp.server_dir import ServerDir
+from fastmtcp.server.directory import ServerDir
 
 ADDRESS = Endpoint("vps.example.com", 7700)
 Capture = pytest.CaptureFixture[str]

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from fastmtcp.admission import Admission
 from fastmtcp.engine.limits import START_LOWAT, ServerLimits
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import GoneError
@@ -18,6 +17,7 @@ from fastmtcp.security.handshake import NEW_SESSION, Preamble, RefusedError, Ser
 from fastmtcp.security.handshake_socket import Arrival, ServerSocketHandshake
 from fastmtcp.security.identity import Clients
 from fastmtcp.security.tls import ServerTls, Tls
+from fastmtcp.server.admission import Admission
 
 log = logging.getLogger("fastmtcp.server")
 

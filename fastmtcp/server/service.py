@@ -28,7 +28,6 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import text_address, tune
 from fastmtcp.proxy.header import header, parse_source
-from fastmtcp.reception import Handoff, Reception
 from fastmtcp.security.handshake import (
     WRONG_KEY,
     Grant,
@@ -41,6 +40,7 @@ from fastmtcp.security.handshake import (
 from fastmtcp.security.handshake_socket import refuse, sealed
 from fastmtcp.security.identity import UNNAMED, Clients, Verifier
 from fastmtcp.security.tls import ServerTls, Tls
+from fastmtcp.server.reception import Handoff, Reception
 from fastmtcp.status.document import Observed, PathInfo
 
 log = logging.getLogger("fastmtcp.server")

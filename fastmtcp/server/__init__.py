@@ -1,0 +1,1 @@
+"""The server: streams become connections to targets."""
