@@ -261,8 +261,8 @@ def test_a_path_that_fails_keeps_nobody_waiting(world: World, caplog: Logs, firs
 def test_paths_that_answer_at_the_same_time_make_one_session(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmtcp.pool._NEXT_PATH", 0.0)
-    monkeypatch.setattr("fastmtcp.gate.TURN", 0.0)
+    monkeypatch.setattr("fastmtcp.client.pool.pool._NEXT_PATH", 0.0)
+    monkeypatch.setattr("fastmtcp.client.pool.gate.TURN", 0.0)
     server, ports = world.server(ports=6)
     client = world.client(*ports, connections=1)
     client.until_up(1, 1, 1, 1, 1, 1)

@@ -56,10 +56,10 @@ def test_grows_while_more_bring_more_and_shrinks_when_idle(
     monkeypatch: pytest.MonkeyPatch,
     caplog: Logs,
 ) -> None:
-    monkeypatch.setattr("fastmtcp.pool_size.IDLE_AFTER", 1.0)
+    monkeypatch.setattr("fastmtcp.client.pool.size.IDLE_AFTER", 1.0)
     # On a machine that does other things as well a step may fail; the next comes soon.
-    monkeypatch.setattr("fastmtcp.pool_size.FIRST_HOLD", 0.5)
-    monkeypatch.setattr("fastmtcp.pool_size.LONGEST_HOLD", 0.5)
+    monkeypatch.setattr("fastmtcp.client.pool.size.FIRST_HOLD", 0.5)
+    monkeypatch.setattr("fastmtcp.client.pool.size.LONGEST_HOLD", 0.5)
     client = world.client(throttled, connections="1-4")
     client.until_up(1)
     sender, receiver = ends(client, direction)
@@ -121,8 +121,8 @@ def test_a_slow_reader_gets_no_more_connections(world: World, throttled: int) ->
 
 
 def test_a_backup_is_left_as_it_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmtcp.pool_size.FIRST_HOLD", 0.5)
-    monkeypatch.setattr("fastmtcp.pool_size.LONGEST_HOLD", 0.5)
+    monkeypatch.setattr("fastmtcp.client.pool.size.FIRST_HOLD", 0.5)
+    monkeypatch.setattr("fastmtcp.client.pool.size.LONGEST_HOLD", 0.5)
     _, ports = world.server(ports=2)
     lines = [
         world.stack.enter_context(
