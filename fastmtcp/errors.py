@@ -25,3 +25,9 @@ class PeerError(FastmtcpError):
     """The other side broke the protocol or failed to prove itself."""
 
     exit_code = 1
+
+
+def in_a_sentence(text: str) -> str:
+    """An error text of the system or a library without its capital: `no route to host`, but
+    `TLS is needed`."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from fastmtcp import __version__
 from fastmtcp.config import settings
 from fastmtcp.config.common import Config
-from fastmtcp.errors import FastmtcpError
+from fastmtcp.errors import FastmtcpError, in_a_sentence
 
 C = TypeVar("C", bound=Config)
 
@@ -169,8 +169,7 @@ def run(command: click.Command, args: Sequence[str] | None = None) -> int:
 
 def _plain(message: str) -> str:
     """A message of click in the form of ours: no capital, no full stop."""
-    message = " ".join(message.split()).rstrip(".")
-    return message if message[1:2].isupper() else message[:1].lower() + message[1:]
+    return in_a_sentence(" ".join(message.split()).rstrip("."))
 
 
 def report(program: str, message: str) -> None:

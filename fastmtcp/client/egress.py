@@ -12,6 +12,7 @@ import msgspec
 import psutil
 
 from fastmtcp.config.path import PathSpec
+from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.dialer import may_bind_to_device
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Resolver
@@ -82,13 +83,13 @@ class Egress:
         # What each name was looked up to; None if that is not known yet.
         self._families: dict[str, frozenset[int] | None] = {}
         self._round = 0
-        self._delay = _FIRST_DELAY
+        self._backoff = Backoff(_FIRST_DELAY, _MAX_DELAY)
         self._retry: Timer | None = None
 
     def refresh(self, local: tuple[LocalAddress, ...]) -> None:
         """The local addresses are these now: make the paths anew."""
         self._locals = local
-        self._delay = _FIRST_DELAY
+        self._backoff.reset()
         if self._auto:
             self._look_up()
         self._publish()
@@ -118,8 +119,7 @@ class Egress:
             self._publish()
         elif self._families[host] is None and self._retry is None:
             log.warning("cannot look up %s: %s; trying again", host, result.strerror)
-            self._retry = self._loop.call_later(self._delay, self._look_up)
-            self._delay = min(2 * self._delay, _MAX_DELAY)
+            self._retry = self._loop.call_later(self._backoff.next(), self._look_up)
 
     def _publish(self) -> None:
         paths: list[PathSpec] = []

@@ -24,6 +24,7 @@ from fastmtcp.config.common import CONTROL_OFF, Config
 from fastmtcp.config.ingress import Place, UnixPath
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.errors import StartError
+from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.proxy import login as logins
@@ -80,7 +81,7 @@ class _Slot:
         self.pool: PoolState | None = None
         self.started_at = 0.0
         self.heard_at = 0.0
-        self.failures = 0
+        self.backoff = Backoff(_FIRST_DELAY, _MAX_DELAY)
         self.restarts = 0
         self.aborted_at: float | None = None
 
@@ -217,9 +218,8 @@ class Supervisor:
     def _restart(self, slot: _Slot, pid: int, code: int) -> None:
         now = self._loop.now
         if code == EXIT_CLEAN or now - slot.started_at >= _LASTING:
-            slot.failures = 0
-        delay = min(_FIRST_DELAY * 2**slot.failures, _MAX_DELAY)
-        slot.failures += 1
+            slot.backoff.reset()
+        delay = slot.backoff.next()
         slot.restarts += 1
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
         log.warning("worker %d (pid %d) ended %s; next in %.1f s", slot.index, pid, how, delay)

@@ -274,7 +274,7 @@ def test_nobody_answers_and_later_somebody_does(world: World, caplog: Logs) -> N
     with refusing_port() as a, refusing_port() as b:
         client = world.client(a, b, connections=8)
         world.until(lambda: said(caplog, "down: ") == 2)
-        world.until(lambda: client.pool.paths[0].slots[0]._attempts >= 3)
+        world.until(lambda: client.pool.paths[0].slots[0]._backoff.failures >= 3)
         # The others leave it to the first to find out.
         for path in client.pool.paths:
             assert not any(slot._attempt or slot._timer for slot in path.slots[1:])
@@ -408,7 +408,7 @@ def test_an_address_that_is_gone_takes_its_subflows_along(world: World, caplog: 
 def test_a_change_of_the_network_ends_the_pause(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slot_module, "backoff", lambda attempts, urgent: 3600.0)
+    monkeypatch.setattr(slot_module, "pause", lambda backoff, urgent: 3600.0)
     with refusing_port() as port:
         client = world.client(port, connections=2)
         (path,) = client.pool.paths
@@ -431,7 +431,7 @@ def test_while_a_stream_waits_a_silent_attempt_is_soon_given_up(
         client.session.session.open(world.loop.now)
         assert client.pool.is_urgent
         (path,) = client.pool.paths
-        world.until(lambda: path.slots[0]._attempts >= 3, "it is tried again and again")
+        world.until(lambda: path.slots[0]._backoff.failures >= 3, "it is tried again and again")
         assert path.trouble == "Connection timed out"
 
 

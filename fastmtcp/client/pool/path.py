@@ -10,6 +10,7 @@ from fastmtcp.client.pool.slot import Slot
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.subflows.role import Role
+from fastmtcp.errors import in_a_sentence
 
 if TYPE_CHECKING:
     from fastmtcp.client.pool.pool import Pool
@@ -89,9 +90,4 @@ class PoolPath:
         self.trouble = reason
         if self.is_up is not False:
             self.is_up = False
-            log.warning("path %s: down: %s; trying again", self.spec.label, plain(reason))
-
-
-def plain(text: str) -> str:
-    """An error text of the system within a sentence: `no route to host`."""
-    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
+            log.warning("path %s: down: %s; trying again", self.spec.label, in_a_sentence(reason))

@@ -10,6 +10,7 @@ from fastmtcp.client.pool.attempt import Attempt
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.loop import Timer
 from fastmtcp.security.handshake import ClientHandshake
 from fastmtcp.security.handshake_socket import SupersededError
@@ -32,13 +33,11 @@ LASTING = 10.0
 """A subflow that lived this long, in seconds, was no failed attempt: dial again at once."""
 
 
-def backoff(attempts: int, urgent: bool) -> float:
-    """Seconds to wait before the next attempt when `attempts` have failed in a row."""
-    if not attempts:
-        return 0.0
-    delay = min(FIRST_DELAY * 2.0 ** min(attempts - 1, 16), URGENT_DELAY if urgent else MAX_DELAY)
+def pause(backoff: Backoff, urgent: bool) -> float:
+    """An attempt has failed: the seconds to wait before the next one."""
+    most = min(backoff.next(), URGENT_DELAY if urgent else MAX_DELAY)
     # Without jitter all clients of a server that restarts come back at the same moment.
-    return delay * random.uniform(0.5, 1.0)
+    return most * random.uniform(0.5, 1.0)
 
 
 class Slot:
@@ -57,7 +56,7 @@ class Slot:
         self._pool = pool
         self._loop = pool.loop
         self._address_at = index
-        self._attempts = 0
+        self._backoff = Backoff(FIRST_DELAY, MAX_DELAY, at_once=True)
         self._attempt: Attempt | None = None
         self._timer: Timer | None = None
         self._up_at = 0.0
@@ -75,10 +74,10 @@ class Slot:
 
     def wake(self) -> None:
         """Dial in this slot's turn, unless that is under way."""
-        if self._timer is not None and not self._attempts:
+        if self._timer is not None and not self._backoff.failures:
             return
         if not self._stopped and self.subflow is None and self._attempt is None:
-            self._attempts = 0
+            self._backoff.reset()
             self._dial_at(self._pool.turn())
 
     def hurry(self, stale_after: float) -> None:
@@ -92,7 +91,7 @@ class Slot:
                 return
             attempt.cancel()
             self._attempt = None
-        self._attempts = 0
+        self._backoff.reset()
         self._dial_at(self._loop.now)
 
     def stop(self) -> None:
@@ -147,9 +146,7 @@ class Slot:
         )
 
     def _again(self) -> None:
-        delay = backoff(self._attempts, self._pool.is_urgent)
-        self._attempts += 1
-        self._dial_at(self._loop.now + delay)
+        self._dial_at(self._loop.now + pause(self._backoff, self._pool.is_urgent))
 
     # --- an attempt ---------------------------------------------------------------------------
 
@@ -197,7 +194,7 @@ class Slot:
     def on_lost(self, reason: str) -> None:
         """The subflow died."""
         if self.subflow is not None and self._loop.now - self._up_at >= LASTING:
-            self._attempts = 0
+            self._backoff.reset()
         self.subflow = None
         self._pool.on_lost(self, reason)
         if not self._stopped:
