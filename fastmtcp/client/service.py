@@ -146,7 +146,7 @@ class ClientWorker:
         """Use these certificates for new connections."""
         self._credentials = msgspec.structs.replace(self._credentials, tls=security)
         for session in self._sessions():
-            session.pool.credentials = self._credentials
+            session.pool.set_credentials(self._credentials)
 
     # --- applications -------------------------------------------------------------------------
 

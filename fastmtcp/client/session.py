@@ -43,7 +43,6 @@ class ClientSession:
         """True once it connects no more."""
         self._on_ended = on_ended
         self.pool = Pool(
-            loop,
             resolver,
             config,
             credentials,
@@ -66,7 +65,7 @@ class ClientSession:
     @property
     def session_id(self) -> bytes:
         """The session's id at the server; empty until there is one."""
-        membership = self.pool.gate.membership
+        membership = self.pool.membership
         return membership.session if membership is not None else b""
 
     @property

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
+from fastmtcp.client.pool import attempt as attempt_module
 from fastmtcp.client.pool import slot as slot_module
+from fastmtcp.client.pool.express import Express
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import Connections
@@ -138,6 +140,11 @@ class Client:
         self.world.until(lambda: self.up == list(counts), f"{counts} are up")
 
     @property
+    def express(self) -> Express:
+        assert self.pool.express is not None
+        return self.pool.express
+
+    @property
     def has_express(self) -> bool:
         return len(self.session.session.subflows) == self.pool.up + 1
 
@@ -201,8 +208,7 @@ def test_roles_reach_the_server(world: World) -> None:
     wanted = [Role.UP, Role.BOTH | Role.BACKUP, Role.DOWN | Role.BACKUP, Role.BOTH, EXPRESS]
     assert roles(server) == Counter(wanted)
     # On the only path that carries both ways and is no backup.
-    (express,) = [slot for slot in client.pool._slots() if slot.is_express]
-    assert express.path.spec.endpoint.port == d
+    assert client.express.path is client.pool.paths[3]
 
 
 @pytest.mark.parametrize("how", ["switched off", "no path for it"])
@@ -223,16 +229,17 @@ def test_the_express_subflow_is_replaced_and_moves_to_a_path_that_works(world: W
     client = world.client(a, b, connections=1)
     client.until_up(1, 1)
     world.until(lambda: client.has_express)
-    (express,) = [slot for slot in client.pool._slots() if slot.is_express]
-    before = express.subflow
+    express = client.express
+    before = express.slot.subflow
     assert before is not None
     client.session.driver.lost(before, "the test")
-    world.until(lambda: express.subflow not in (None, before), "it is there again")
+    world.until(lambda: express.slot.subflow not in (None, before), "it is there again")
     assert express.path is client.pool.paths[0]
     client.pool.set_paths([client.pool.paths[1].spec])
-    assert express.subflow is not None
-    client.session.driver.lost(express.subflow, "the test")
-    world.until(lambda: express.is_up, "it is there again")
+    assert express.slot.subflow is not None
+    client.session.driver.lost(express.slot.subflow, "the test")
+    world.until(lambda: express.slot.is_up, "it is there again")
+    assert express.path is client.pool.paths[0]
     assert express.path.spec.endpoint.port == b
     world.until(lambda: roles(server) == {Role.BOTH: 1, EXPRESS: 1})
 
@@ -262,7 +269,7 @@ def test_paths_that_answer_at_the_same_time_make_one_session(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fastmtcp.client.pool.pool._NEXT_PATH", 0.0)
-    monkeypatch.setattr("fastmtcp.client.pool.gate.TURN", 0.0)
+    monkeypatch.setattr("fastmtcp.client.pool.creation.TURN", 0.0)
     server, ports = world.server(ports=6)
     client = world.client(*ports, connections=1)
     client.until_up(1, 1, 1, 1, 1, 1)
@@ -352,6 +359,8 @@ def test_paths_come_and_go(world: World, caplog: Logs) -> None:
     near, far = client.stream()
     client.pool.set_paths([third, second])
     assert said(caplog, f"path {first.label}: gone") == 1
+    # It is not tried again.
+    assert said(caplog, f"path {first.label}: down") == 0
     client.until_up(2, 2)
     assert [path.spec for path in client.pool.paths] == [third, second]
     near.sendall(b"still here")
@@ -425,11 +434,11 @@ def test_a_change_of_the_network_ends_the_pause(
 def test_while_a_stream_waits_a_silent_attempt_is_soon_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slot_module, "URGENT_PATIENCE", 0.05)
+    monkeypatch.setattr(attempt_module, "URGENT_PATIENCE", 0.05)
     with silent_port() as port:
         client = world.client(port, connections=1)
         client.session.session.open(world.loop.now)
-        assert client.pool.is_urgent
+        assert client.pool._connector.is_urgent
         (path,) = client.pool.paths
         world.until(lambda: path.slots[0]._backoff.failures >= 3, "it is tried again and again")
         assert path.trouble == "Connection timed out"

@@ -5,64 +5,60 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from fastmtcp.config.credentials import Credentials
+from fastmtcp.client.pool.connector import Connector
 from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial, WayOut
-from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
-from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.loop import ERR, HUP, RDHUP
 from fastmtcp.io.tcp import tune_subflow
 from fastmtcp.proxy.tunnel import Tunnel
 from fastmtcp.proxy.upstream import conversation
-from fastmtcp.security.handshake import ClientHandshake, Membership
+from fastmtcp.security.handshake import ClientHandshake
 from fastmtcp.security.handshake_socket import ClientSocketHandshake
 from fastmtcp.security.tls import Tls
 
+URGENT_PATIENCE = 2.0
+"""The kernel repeats a SYN after 1, 3 and 7 s (tcp(7), tcp_syn_retries). While streams wait, a
+new attempt replaces one that is silent, so that the network's return is noticed in a second."""
+
 
 class Attempt:
-    """Calls `connected()` once the path leads somewhere; then authenticate() goes on, at once or
-    later. Then `done(sock, tls, handshake)`. At any time instead `failed(error)`, once.
+    """Connects, waits for its time to authenticate (Creation), authenticates.
 
-    Neither is called from within the constructor or authenticate(), nor after cancel(). `timeout`
-    seconds are for the connection, and as many for the proxy; `patience` seconds for one address.
+    Calls either `done(self, sock, tls, handshake)` or `failed(self, error)`; neither from within
+    the constructor nor after cancel(). `first` says with which of a name's addresses to begin.
     """
 
     def __init__(
         self,
-        loop: Loop,
-        resolver: Resolver,
+        connector: Connector,
         spec: PathSpec,
-        connected: Callable[[], None],
-        done: Callable[[socket.socket, Tls | None, ClientHandshake], None],
-        failed: Callable[[PeerError], None],
-        *,
-        timeout: float,
-        subflow_timeout: float,
-        patience: float | None = None,
+        role: Role,
+        done: Callable[[Attempt, socket.socket, Tls | None, ClientHandshake], None],
+        failed: Callable[[Attempt, PeerError], None],
         first: int = 0,
     ) -> None:
-        self.started_at = loop.now
-        self._loop = loop
-        self._spec = spec
-        self._connected = connected
+        self.spec = spec
+        self.started_at = connector.loop.now
+        self._connector = connector
+        self._loop = connector.loop
+        self._role = role
         self._done = done
         self._failed = failed
-        self._timeout = timeout
-        self._subflow_timeout = subflow_timeout
         self._sock: socket.socket | None = None
         self._early = b""
         self._step: Dial | Tunnel | ClientSocketHandshake | None = Dial(
-            loop,
-            resolver,
+            connector.loop,
+            connector.resolver,
             spec.first_hop,
-            timeout,
+            connector.connect_timeout,
             self._on_dialled,
             self._on_dial_failed,
             first=first,
             way_out=WayOut(spec.bind, spec.dev),
-            patience=patience,
+            patience=URGENT_PATIENCE if connector.is_urgent else None,
         )
 
     @property
@@ -70,30 +66,25 @@ class Attempt:
         """True until the first hop has accepted the connection."""
         return isinstance(self._step, Dial)
 
-    def authenticate(
-        self,
-        credentials: Credentials,
-        subflow_id: int,
-        join: Membership | None,
-        role: Role,
-        may_go_on: Callable[[], bool] | None = None,
-    ) -> None:
-        """Run the handshake, now that the path is connected."""
+    def authenticate(self, *, creates: bool) -> None:
+        """Run the handshake, now that the path is connected: create the session, or join it."""
         sock, self._sock = self._sock, None
         assert sock is not None
+        creation = self._connector.creation
+        credentials = self._connector.credentials
         self._step = ClientSocketHandshake(
             self._loop,
             sock,
             credentials.identity,
-            subflow_id,
-            join,
+            self._connector.allocate_subflow(),
+            None if creates else creation.membership,
             self._on_authenticated,
             self._fail,
-            role,
+            self._role,
             self._early,
-            may_go_on,
+            (lambda: creation.may_create(self)) if creates else None,
             credentials.tls,
-            self._spec.endpoint.host,
+            self.spec.endpoint.host,
         )
 
     def cancel(self) -> None:
@@ -101,29 +92,30 @@ class Attempt:
             self._step.cancel()
             self._step = None
         self._close()
+        self._connector.creation.leave(self)
 
     def _on_dialled(self, sock: socket.socket) -> None:
         self._step = None
-        via = self._spec.via
+        via = self.spec.via
         if via is None:
             self._on_connected(sock, b"")
         else:
             self._step = Tunnel(
                 self._loop,
                 sock,
-                conversation(via, self._spec.endpoint),
-                self._timeout,
+                conversation(via, self.spec.endpoint),
+                self._connector.connect_timeout,
                 self._on_connected,
                 self._on_tunnel_failed,
             )
 
     def _on_connected(self, sock: socket.socket, early: bytes) -> None:
-        tune_subflow(sock, START_LOWAT, self._subflow_timeout)
+        tune_subflow(sock, START_LOWAT, self._connector.subflow_timeout)
         self._step = None
         self._sock = sock
         self._early = early
         self._loop.watch(sock.fileno(), self._on_event_while_waiting)
-        self._connected()
+        self._connector.creation.enter(self)
 
     def _on_event_while_waiting(self, mask: int) -> None:
         if mask & (RDHUP | HUP | ERR):
@@ -134,13 +126,14 @@ class Attempt:
         self, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake
     ) -> None:
         self._step = None
-        self._done(sock, tls, handshake)
+        self._connector.creation.passed(self, handshake.membership)
+        self._done(self, sock, tls, handshake)
 
     def _on_dial_failed(self, error: OSError, _unresolved: bool) -> None:
         text = error.strerror or str(error)
         if isinstance(error, socket.gaierror):
-            text = f"cannot look up {self._spec.first_hop.host}: {text}"
-        if self._spec.via is not None:
+            text = f"cannot look up {self.spec.first_hop.host}: {text}"
+        if self.spec.via is not None:
             text = f"cannot reach the proxy: {text}"
         failure = PeerError(text)
         failure.__cause__ = error
@@ -151,7 +144,8 @@ class Attempt:
 
     def _fail(self, error: PeerError) -> None:
         self._step = None
-        self._failed(error)
+        self._connector.creation.leave(self)
+        self._failed(self, error)
 
     def _close(self) -> None:
         if self._sock is not None:
