@@ -9,11 +9,8 @@ from fastmtcp.config.client import ClientConfig
 
 
 def _serve(config: ClientConfig) -> int:
-    from fastmtcp.config import credentials
-    from fastmtcp.workers.supervisor import run_client
+    from fastmtcp.client.program import run_client
 
-    # A bad file is wrong usage, before anything has been started.
-    credentials.of_client(config)
     return run_client(config)
 
 

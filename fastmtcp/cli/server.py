@@ -9,11 +9,8 @@ from fastmtcp.config.server import ServerConfig
 
 
 def _serve(config: ServerConfig) -> int:
-    from fastmtcp.config import credentials
-    from fastmtcp.workers.supervisor import run_server
+    from fastmtcp.server.program import run_server
 
-    # A bad file is wrong usage, before anything has been started.
-    credentials.of_server(config)
     return run_server(config)
 
 

@@ -27,10 +27,10 @@ _encode = msgspec.msgpack.Encoder().encode
 class Reporter:
     """Makes the answer to the last question, and keeps it until it is fetched."""
 
-    def __init__(self, loop: Loop, channel: Channel, role: Observable) -> None:
+    def __init__(self, loop: Loop, channel: Channel, service: Observable) -> None:
         self._loop = loop
         self._channel = channel
-        self._role = role
+        self._service = service
         self._rates = Rates()
         self._token = -1
         self._answer = b""
@@ -46,7 +46,7 @@ class Reporter:
         self._token = request.token
         self._answer = b""
         idle = self._work is None
-        self._work = report.build(self._role, self._rates, self._loop.clock)
+        self._work = report.build(self._service, self._rates, self._loop.clock)
         if idle:
             self._loop.call_soon(self._turn)
 
@@ -74,6 +74,6 @@ class Reporter:
             self._answer = b""
 
     def _sample(self) -> None:
-        sessions = (observed.session for observed in self._role.sessions)
+        sessions = (observed.session for observed in self._service.sessions)
         self._rates.sample((s for one in sessions for s in one.subflows.values()), self._loop.now)
         self._loop.call_later(SAMPLE_EVERY, self._sample)

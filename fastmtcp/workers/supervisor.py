@@ -9,28 +9,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from fastmtcp import logs
-from fastmtcp.client.service import ClientWorker
-from fastmtcp.config import credentials
-from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.common import CONTROL_OFF, Config
-from fastmtcp.config.ingress import Place, UnixPath
-from fastmtcp.config.server import ServerConfig
 from fastmtcp.errors import StartError
 from fastmtcp.io.backoff import Backoff
-from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop, Timer
-from fastmtcp.proxy import login as logins
-from fastmtcp.server.service import ServerWorker
 from fastmtcp.status.control_name import ControlName
-from fastmtcp.workers import privileges
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
@@ -43,11 +32,10 @@ from fastmtcp.workers.channel import (
     pair,
 )
 from fastmtcp.workers.control_socket import ControlSocket, listen
-from fastmtcp.workers.handoff import Inbox, WorkerHandoff
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.overview import Overview
 from fastmtcp.workers.ports import Ports
-from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Role, RoleFactory, Worker
+from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Service, Worker
 
 log = logging.getLogger("fastmtcp.supervisor")
 
@@ -64,9 +52,11 @@ _GRACE = 5.0
 """Seconds beyond the drain timeout after which a worker that is still there is killed."""
 
 _READY_WAIT = 2.0
-"""A client is called ready after this many seconds also when its subflows are still missing."""
+"""A program that waits for its subflows is called ready after this many seconds also when they are
+still missing."""
 
-MakeRole = Callable[[int], RoleFactory]
+MakeService = Callable[[int, Loop, Channel], Service]
+"""Makes the service of the worker with an index, in its process."""
 
 
 class _Slot:
@@ -89,11 +79,22 @@ class _Slot:
 class Supervisor:
     """Runs `config.worker_count()` workers until a signal, or until one cannot start."""
 
-    def __init__(self, name: str, config: Config, ports: Ports, make_role: MakeRole) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        ports: Ports,
+        make_service: MakeService,
+        *,
+        waits_for_subflows: bool = False,
+    ) -> None:
+        """The program is ready when all workers serve; with `waits_for_subflows` only when their
+        subflows are up too, or have had some time for it."""
         self._name = name
         self._config = config
         self._ports = ports
-        self._make_role = make_role
+        self._make_service = make_service
+        self._waits_for_subflows = waits_for_subflows
         self._loop = Loop()
         self._slots = [_Slot(index) for index in range(config.worker_count())]
         self._stop_logs: Callable[[], None] = _nothing
@@ -170,7 +171,8 @@ class Supervisor:
                     os.close(other.pidfd)
             self._ports.keep_only(slot.index)
             name = f"{self._name}[{slot.index}]"
-            code = Worker(name, self._config, sock, self._make_role(slot.index)).run()
+            make = partial(self._make_service, slot.index)
+            code = Worker(name, self._config, sock, make).run()
         except BaseException as error:
             os.write(2, f"{self._name}[{slot.index}]: {error!r}\n".encode())
         finally:
@@ -272,7 +274,7 @@ class Supervisor:
     def _check_ready(self) -> None:
         if self._stopping or not all(slot.serving for slot in self._slots):
             return
-        if not isinstance(self._config, ClientConfig):
+        if not self._waits_for_subflows:
             self._say_ready("")
             return
         pools = [slot.pool for slot in self._slots if slot.pool is not None]
@@ -353,80 +355,6 @@ class Supervisor:
 
     def _start_logs(self) -> None:
         self._stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
-
-
-def run_server(config: ServerConfig) -> int:
-    """Run `fastmtcp-server`; returns its exit code."""
-    clients, security = credentials.of_server(config)
-    ports = _prepare(config, config.listen)
-    inboxes = [Inbox() for _ in range(config.worker_count())]
-
-    def make(index: int) -> RoleFactory:
-        def factory(loop: Loop, _channel: Channel) -> Role:
-            handoff = WorkerHandoff(loop, inboxes, index)
-            worker = ServerWorker(
-                loop, config, clients, index, ports.of(index), handoff, security=security
-            )
-            handoff.on_handoff = worker.reception.on_handoff
-            _watch_files(loop, config, worker)
-            return worker
-
-        return factory
-
-    return Supervisor("server", config, ports, make).run()
-
-
-def _watch_files(loop: Loop, config: ServerConfig, worker: ServerWorker) -> None:
-    if config.clients_file is not None:
-        read = partial(credentials.read_clients, config)
-        FileWatch(loop, [config.clients_file], read, worker.set_clients)
-    if config.tls:
-        names = [config.certificate, config.certificate_key, config.client_ca_file]
-        FileWatch(
-            loop,
-            [name for name in names if name is not None],
-            partial(credentials.read_certificate, config),
-            worker.set_security,
-        )
-
-
-def run_client(config: ClientConfig) -> int:
-    """Run `fastmtcp-client`; returns its exit code."""
-    config, own = credentials.of_client(config)
-    login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
-    ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
-    ports = _prepare(config, [way.place for way in ways])
-
-    def make(index: int) -> RoleFactory:
-        def factory(loop: Loop, channel: Channel) -> Role:
-            def on_pool(up: int, wanted: int, trouble: str) -> None:
-                channel.send(PoolState(up, wanted, trouble))
-
-            sockets = zip(ports.owners, ports.of(index), strict=True)
-            ways_in = [(ways[owner], sock) for owner, sock in sockets]
-            worker = ClientWorker(loop, config, own, ways_in, on_pool, login=login)
-            if own.tls is not None and own.tls.files:
-                FileWatch(loop, own.tls.files, own.tls.again, worker.set_security)
-            return worker
-
-        return factory
-
-    return Supervisor("client", config, ports, make).run()
-
-
-def _prepare(config: Config, places: Sequence[Place]) -> Ports:
-    """Do what may need root, and give it up if there is a user to become."""
-    if sys.platform != "linux":
-        raise StartError("the commands need Linux (epoll, pidfd)")
-    account = privileges.find(config.user) if config.user is not None else None
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    ports = Ports(places, config.worker_count())
-    if account is not None:
-        privileges.drop(account)
-    return ports
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""A worker process: one loop, one role, one channel to the supervisor."""
+"""A worker process: one loop, one service, one channel to the supervisor."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ EXIT_CANNOT_START = 3
 _BEAT = 1.0
 
 
-class Role(Observable, Protocol):
-    """What a worker does: fastmtcp.client.ClientWorker or fastmtcp.server.ServerWorker."""
+class Service(Observable, Protocol):
+    """What a worker does: that of a client or of a server."""
 
     @property
     def streams(self) -> int:
@@ -47,19 +47,21 @@ class Role(Observable, Protocol):
         """End within `timeout` seconds, then call `done`."""
 
 
-RoleFactory = Callable[[Loop, Channel], Role]
+ServiceFactory = Callable[[Loop, Channel], Service]
 
 
 class Worker:
-    """Runs a role until it has drained, or the supervisor is gone."""
+    """Runs a service until it has drained, or the supervisor is gone."""
 
-    def __init__(self, name: str, config: Config, sock: socket.socket, make: RoleFactory) -> None:
+    def __init__(
+        self, name: str, config: Config, sock: socket.socket, make: ServiceFactory
+    ) -> None:
         self._config = config
         self._loop = Loop()
         self._channel = Channel(self._loop, sock, self._on_message, self._on_supervisor_gone)
         self._name = name
         self._make = make
-        self._role: Role | None = None
+        self._service: Service | None = None
         self._reporter: Reporter | None = None
 
     def run(self) -> int:
@@ -68,11 +70,11 @@ class Worker:
         try:
             self._watch_signals()
             try:
-                self._role = self._make(self._loop, self._channel)
+                self._service = self._make(self._loop, self._channel)
             except (FastmtcpError, OSError) as error:
                 self._channel.send(CannotStart(str(error), getattr(error, "exit_code", 1)))
                 return EXIT_CANNOT_START
-            self._reporter = Reporter(self._loop, self._channel, self._role)
+            self._reporter = Reporter(self._loop, self._channel, self._service)
             # What exists now lives as long as the process: the collector need not look at it
             # again, and pages shared with the supervisor stay shared.
             gc.collect()
@@ -88,8 +90,8 @@ class Worker:
             stop_logs()
 
     def _beat(self) -> None:
-        assert self._role is not None
-        self._channel.send(Heartbeat(self._role.streams))
+        assert self._service is not None
+        self._channel.send(Heartbeat(self._service.streams))
         self._loop.call_later(_BEAT, self._beat)
 
     def _on_message(self, message: Message) -> None:
@@ -105,10 +107,10 @@ class Worker:
         self._drain(0)
 
     def _drain(self, timeout: float) -> None:
-        if self._role is None:
+        if self._service is None:
             self._loop.stop()
         else:
-            self._role.drain(timeout, self._loop.stop)
+            self._service.drain(timeout, self._loop.stop)
 
     def _watch_signals(self) -> None:
         """SIGTERM drains (a service manager sends it to every process of the service); SIGINT

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from fastmtcp import __version__
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
+from fastmtcp.client import program as client_program
 from fastmtcp.config import common as config
 from fastmtcp.config import settings
 from fastmtcp.config.client import ClientConfig
@@ -27,6 +28,7 @@ from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, PeerError, StartError
 from fastmtcp.security import keys
+from fastmtcp.server import program as server_program
 
 HEX = "0123456789abcdef" * 4
 PROGRAMS = [(server, ServerConfig), (client, ClientConfig)]
@@ -34,23 +36,28 @@ Capture = pytest.CaptureFixture[str]
 
 
 class Supervisor:
-    """Stands in for the processes: keeps the configurations it was started with."""
+    """Stands in for the ports and the processes: keeps the configurations it was started with."""
 
     def __init__(self) -> None:
         self.started: list[config.Config] = []
         self.outcome: Callable[[], int] = lambda: 0
 
-    def run(self, given: config.Config) -> int:
+    def prepare(self, given: config.Config, _places: object) -> None:
         self.started.append(given)
+
+    def make(self, *_: object, **__: object) -> Supervisor:
+        return self
+
+    def run(self) -> int:
         return self.outcome()
 
 
 @pytest.fixture(autouse=True)
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     made = Supervisor()
-    module = types.ModuleType("fastmtcp.workers.supervisor")
-    module.run_server = module.run_client = made.run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for program in (server_program, client_program):
+        monkeypatch.setattr(program, "prepare", made.prepare)
+        monkeypatch.setattr(program, "Supervisor", made.make)
     monkeypatch.delenv("FASTMTCP_KEY_FILE", raising=False)
     return made
 
@@ -479,7 +486,7 @@ def test_ctrl_c_shows_no_traceback() -> None:
         "def run(config):\n"
         "    print('running', flush=True)\n"
         "    while True: time.sleep(60)\n"
-        "fake = types.ModuleType('fastmtcp.workers.supervisor')\n"
+        "fake = types.ModuleType('fastmtcp.server.program')\n"
         "fake.run_server = run\n"
         "sys.modules[fake.__name__] = fake\n"
     )

@@ -15,7 +15,7 @@ from fastmtcp.workers import supervisor as supervisor_module
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.ports import Ports
 from fastmtcp.workers.supervisor import Supervisor
-from fastmtcp.workers.worker import Role
+from fastmtcp.workers.worker import Service
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_watchdog_hears_nothing_while_a_worker_hangs_that_we_cannot_end(
     monkeypatch.setattr(supervisor_module, "_kill", lambda *_: None)
     config = ServerConfig(workers=2, control="off")
     ports = Ports((Endpoint("127.0.0.1", 0),), 2)
-    supervisor = Supervisor("server", config, ports, lambda _index: _no_role)
+    supervisor = Supervisor("server", config, ports, _no_service)
     now = supervisor._loop.now = supervisor._loop.clock()
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
@@ -112,5 +112,5 @@ def test_the_watchdog_hears_nothing_while_a_worker_hangs_that_we_cannot_end(
                     sock.close()
 
 
-def _no_role(*_: object) -> Role:
+def _no_service(*_: object) -> Service:
     raise AssertionError

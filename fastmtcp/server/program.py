@@ -1,0 +1,53 @@
+"""The program `fastmtcp-server`: its files, its ports, and the service of each worker."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastmtcp.config import credentials
+from fastmtcp.config.server import ServerConfig
+from fastmtcp.io.file_watch import FileWatch
+from fastmtcp.io.loop import Loop
+from fastmtcp.server.service import ServerWorker
+from fastmtcp.workers.channel import Channel
+from fastmtcp.workers.handoff import Inbox, WorkerHandoff
+from fastmtcp.workers.start import prepare
+from fastmtcp.workers.supervisor import Supervisor
+
+
+def run_server(config: ServerConfig) -> int:
+    """Run until it is stopped; returns the exit code.
+
+    Raises:
+        FastmtcpError: it cannot start.
+    """
+    # A bad file is wrong usage, and is told before anything has been started.
+    clients, security = credentials.of_server(config)
+    ports = prepare(config, config.listen)
+    inboxes = [Inbox() for _ in range(config.worker_count())]
+
+    def make(index: int, loop: Loop, _channel: Channel) -> ServerWorker:
+        handoff = WorkerHandoff(loop, inboxes, index)
+        service = ServerWorker(
+            loop, config, clients, index, ports.of(index), handoff, security=security
+        )
+        handoff.on_handoff = service.reception.on_handoff
+        _watch_files(loop, config, service)
+        return service
+
+    return Supervisor("server", config, ports, make).run()
+
+
+def _watch_files(loop: Loop, config: ServerConfig, service: ServerWorker) -> None:
+    """Let the service know when the list of clients or the certificate has changed."""
+    if config.clients_file is not None:
+        read = partial(credentials.read_clients, config)
+        FileWatch(loop, [config.clients_file], read, service.set_clients)
+    if config.tls:
+        names = [config.certificate, config.certificate_key, config.client_ca_file]
+        FileWatch(
+            loop,
+            [name for name in names if name is not None],
+            partial(credentials.read_certificate, config),
+            service.set_security,
+        )
