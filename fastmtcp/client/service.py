@@ -130,10 +130,6 @@ class ClientWorker:
         return relay
 
     @property
-    def streams(self) -> int:
-        return sum(len(session.session.streams) for session in self._sessions())
-
-    @property
     def sessions(self) -> list[Observed]:
         return [one for one in self._sessions() if not one.driver.ended]
 

@@ -102,16 +102,8 @@ class ServerWorker:
         loop.call_later(_REPORT, self._report)
 
     @property
-    def streams(self) -> int:
-        return sum(len(s.driver.session.streams) for s in self._sessions.values())
-
-    @property
     def sessions(self) -> list[Observed]:
         return list(self._sessions.values())
-
-    @property
-    def subflows(self) -> int:
-        return sum(len(s.driver.session.subflows) for s in self._sessions.values())
 
     @property
     def drivers(self) -> list[SessionDriver]:

@@ -31,8 +31,6 @@ class PoolState(msgspec.Struct, array_like=True, tag=2):
 class Heartbeat(msgspec.Struct, array_like=True, tag=3):
     """The worker's loop turns."""
 
-    streams: int
-
 
 class CannotStart(msgspec.Struct, array_like=True, tag=4):
     """Starting the worker again would fail again."""
@@ -71,7 +69,8 @@ _decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
 
 
 class Channel:
-    """One end. `on_message` hears what the other end says, `on_end` that it is gone."""
+    """One end. `on_message` is called with each message of the other end, `on_end` when the other
+    end is closed."""
 
     def __init__(
         self,
@@ -89,7 +88,7 @@ class Channel:
         loop.watch_level(sock.fileno(), self._on_event)
 
     def send(self, message: Message) -> None:
-        """Say it, or drop it if the other end does not listen: nobody waits for anybody."""
+        """Send it, or drop it if the other end does not read: a process never waits for another."""
         with contextlib.suppress(OSError):
             self._sock.send(_encode(message))
 

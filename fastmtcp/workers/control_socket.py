@@ -1,7 +1,7 @@
 """The control socket of the supervisor: `fastmtcp status` asks here.
 
-A client sends one line and gets one JSON document. Whoever connects, and whatever he sends or does
-not read, costs a few descriptors for a few seconds and never blocks the supervisor.
+An asker connects, sends one line and gets one JSON document. Whatever it sends, and whatever it
+does not read, it costs a few descriptors for a few seconds and never blocks the supervisor.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fastmtcp.status.control_name import REQUEST, ControlName, peer_uid
 
 log = logging.getLogger("fastmtcp.control")
 
-MAX_CLIENTS = 8
-"""At a time. The others wait in the listener's queue until one has gone."""
+MAX_ASKERS = 8
+"""Connections at a time. The others wait in the listener's queue until one of them has gone."""
 
 REQUEST_TIMEOUT = 1.0
-"""Seconds in which the request must have come: silent clients keep a place no longer."""
+"""Seconds in which the request must have come: a silent connection keeps its place no longer."""
 
 TIMEOUT = 5.0
 """Seconds in which the answer must have been read, once the request was there."""
@@ -68,7 +68,7 @@ class ControlSocket:
         self._loop = loop
         self._sock = sock
         self._ask = ask
-        self._clients: set[_Client] = set()
+        self._askers: set[_Asker] = set()
         self._watched = False
         self._closed = False
         self._watch()
@@ -80,11 +80,11 @@ class ControlSocket:
             self._closed = True
             self._unwatch()
             self._sock.close()
-            for client in list(self._clients):
-                client.close()
+            for asker in list(self._askers):
+                asker.close()
 
     def _watch(self) -> None:
-        if not self._closed and not self._watched and len(self._clients) < MAX_CLIENTS:
+        if not self._closed and not self._watched and len(self._askers) < MAX_ASKERS:
             self._watched = True
             self._loop.watch_level(self._sock.fileno(), self._on_event)
 
@@ -105,26 +105,26 @@ class ControlSocket:
             return
         sock.setblocking(False)
         if peer_uid(sock) not in (os.geteuid(), 0):
-            # Said at once and closed at once, so others cannot fill the places.
+            # Answered and closed at once: other users must not fill the places.
             log.debug("user %d asked for the status and was refused", peer_uid(sock))
             with contextlib.suppress(OSError):
                 sock.send(_error("another user may not ask"))
             sock.close()
             return
-        self._clients.add(_Client(self._loop, sock, self._ask, self._on_gone))
-        if len(self._clients) >= MAX_CLIENTS:
+        self._askers.add(_Asker(self._loop, sock, self._ask, self._on_gone))
+        if len(self._askers) >= MAX_ASKERS:
             self._unwatch()
 
-    def _on_gone(self, client: _Client) -> None:
-        self._clients.discard(client)
+    def _on_gone(self, asker: _Asker) -> None:
+        self._askers.discard(asker)
         self._watch()
 
 
-class _Client:
+class _Asker:
     """One connection: a line in, a document out."""
 
     def __init__(
-        self, loop: Loop, sock: socket.socket, ask: Ask, gone: Callable[[_Client], None]
+        self, loop: Loop, sock: socket.socket, ask: Ask, gone: Callable[[_Asker], None]
     ) -> None:
         self._loop = loop
         self._sock = sock

@@ -28,7 +28,7 @@ class Notifier:
             self._interval = int(microseconds) * 1e-6 / 2
         self._alive_at = float("-inf")
 
-    def say(self, *lines: str) -> None:
+    def send(self, *lines: str) -> None:
         """Send `lines`, such as READY=1."""
         if not self._address:
             return
@@ -40,4 +40,4 @@ class Notifier:
         """All is well at `now`, seconds. Passed on as often as the watchdog needs it."""
         if self._interval and now - self._alive_at >= self._interval:
             self._alive_at = now
-            self.say("WATCHDOG=1")
+            self.send("WATCHDOG=1")

@@ -19,7 +19,7 @@ WAIT = 2.0
 """Seconds that a worker may take to answer. One that hangs is shown as silent."""
 
 FRESH = 0.2
-"""An answer younger than this, in seconds, is given again: who asks without end costs little."""
+"""An answer younger than this, in seconds, is given again: asking without end costs little."""
 
 MAX_REPORT = 16 << 20
 
@@ -27,7 +27,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.msgpack.Decoder(WorkerReport).decode
 
 
-class Place(Protocol):
+class WorkerInfo(Protocol):
     """What the supervisor knows of one worker."""
 
     index: int
@@ -46,13 +46,13 @@ class Overview:
         loop: Loop,
         program: str,
         listening: Sequence[str],
-        places: Sequence[Place],
+        workers: Sequence[WorkerInfo],
         state: Callable[[], str],
     ) -> None:
         self._loop = loop
         self._program = program
         self._listening = list(listening)
-        self._places = places
+        self._workers = workers
         self._state = state
         self._began = loop.now
         self.control = ""
@@ -71,25 +71,25 @@ class Overview:
         self._waiting.append(done)
         if self._round is None:
             self._token += 1
-            self._round = _Round(self._loop, self._token, self._places, self._finish)
+            self._round = _Round(self._loop, self._token, self._workers, self._finish)
             self._round.start()
 
-    def on_part(self, place: Place, part: StatusPart) -> None:
+    def on_part(self, worker: WorkerInfo, part: StatusPart) -> None:
         """A worker has sent a piece of its answer."""
         if self._round is not None:
-            self._round.on_part(place, part)
+            self._round.on_part(worker, part)
 
-    def on_gone(self, place: Place) -> None:
+    def on_gone(self, worker: WorkerInfo) -> None:
         """A worker has ended."""
         if self._round is not None:
-            self._round.on_gone(place)
+            self._round.on_gone(worker)
 
     def _finish(self, reports: dict[int, WorkerReport]) -> None:
         self._round = None
-        workers = [self._worker(place, reports.get(place.index)) for place in self._places]
+        workers = [self._status(worker, reports.get(worker.index)) for worker in self._workers]
         totals = TotalsStatus()
-        for worker in workers:
-            totals.add(worker.totals)
+        for one in workers:
+            totals.add(one.totals)
         document = InstanceStatus(
             format=status.FORMAT,
             program=self._program,
@@ -108,21 +108,21 @@ class Overview:
         for done in waiting:
             done(self._last)
 
-    def _worker(self, place: Place, report: WorkerReport | None) -> WorkerStatus:
-        if not place.pid:
+    def _status(self, worker: WorkerInfo, report: WorkerReport | None) -> WorkerStatus:
+        if not worker.pid:
             state = "down"
-        elif not place.serving:
+        elif not worker.serving:
             state = "starting"
         else:
             state = "serving" if report is not None else "silent"
-        uptime = self._loop.now - place.started_at if place.pid else 0.0
+        uptime = self._loop.now - worker.started_at if worker.pid else 0.0
         return WorkerStatus(
-            index=place.index,
-            pid=place.pid or None,
+            index=worker.index,
+            pid=worker.pid or None,
             state=state,
             uptime=round(uptime, 3),
-            restarts=place.restarts,
-            memory=proportional_set_size(place.pid) if place.pid else None,
+            restarts=worker.restarts,
+            memory=proportional_set_size(worker.pid) if worker.pid else None,
             totals=report.totals if report is not None else TotalsStatus(),
             sessions=report.sessions if report is not None else [],
         )
@@ -135,49 +135,51 @@ class _Round:
         self,
         loop: Loop,
         token: int,
-        places: Sequence[Place],
+        workers: Sequence[WorkerInfo],
         done: Callable[[dict[int, WorkerReport]], None],
     ) -> None:
         self._token = token
         self._done = done
-        self._asked = [place for place in places if place.channel is not None and place.serving]
-        self._left = {place.index for place in self._asked}
+        self._asked = [
+            worker for worker in workers if worker.channel is not None and worker.serving
+        ]
+        self._left = {worker.index for worker in self._asked}
         self._parts: dict[int, bytearray] = {index: bytearray() for index in self._left}
         self._reports: dict[int, WorkerReport] = {}
         self._timer = loop.call_later(WAIT, self._finish)
 
     def start(self) -> None:
-        for place in self._asked:
-            self._fetch(place)
+        for worker in self._asked:
+            self._fetch(worker)
         if not self._left:
             self._finish()
 
-    def on_part(self, place: Place, part: StatusPart) -> None:
-        parts = self._parts.get(place.index)
-        if part.token != self._token or parts is None or place.index not in self._left:
+    def on_part(self, worker: WorkerInfo, part: StatusPart) -> None:
+        parts = self._parts.get(worker.index)
+        if part.token != self._token or parts is None or worker.index not in self._left:
             return
         if part.offset != len(parts) or part.total > MAX_REPORT or not part.data:
-            self._drop(place)
+            self._drop(worker)
             return
         parts += part.data
         if len(parts) < part.total:
-            self._fetch(place)
+            self._fetch(worker)
             return
         with contextlib.suppress(msgspec.MsgspecError):
-            self._reports[place.index] = _decode(parts)
-        self._drop(place)
+            self._reports[worker.index] = _decode(parts)
+        self._drop(worker)
 
-    def on_gone(self, place: Place) -> None:
-        if place.index in self._left:
-            self._drop(place)
+    def on_gone(self, worker: WorkerInfo) -> None:
+        if worker.index in self._left:
+            self._drop(worker)
 
-    def _fetch(self, place: Place) -> None:
-        if place.channel is not None:
-            place.channel.send(StatusRequest(self._token, len(self._parts[place.index])))
+    def _fetch(self, worker: WorkerInfo) -> None:
+        if worker.channel is not None:
+            worker.channel.send(StatusRequest(self._token, len(self._parts[worker.index])))
 
-    def _drop(self, place: Place) -> None:
+    def _drop(self, worker: WorkerInfo) -> None:
         """Nothing more is to come from this one."""
-        self._left.discard(place.index)
+        self._left.discard(worker.index)
         if not self._left:
             self._finish()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from fastmtcp import logs
 from fastmtcp.config.common import Config
 from fastmtcp.errors import FastmtcpError
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.signals import Signals
 from fastmtcp.status.document import Observable
 from fastmtcp.workers.channel import (
     CannotStart,
@@ -38,10 +37,6 @@ _BEAT = 1.0
 
 class Service(Observable, Protocol):
     """What a worker does: that of a client or of a server."""
-
-    @property
-    def streams(self) -> int:
-        """Streams that are open."""
 
     def drain(self, timeout: float, done: Callable[[], None]) -> None:
         """End within `timeout` seconds, then call `done`."""
@@ -68,7 +63,10 @@ class Worker:
         """Serve; returns the exit code of the process."""
         stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
         try:
-            self._watch_signals()
+            # SIGTERM drains: a service manager sends it to every process of the service. SIGINT
+            # from a terminal reaches all of them too, but is the supervisor's to answer.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            Signals(self._loop, (signal.SIGTERM,), self._on_signal)
             try:
                 self._service = self._make(self._loop, self._channel)
             except (FastmtcpError, OSError) as error:
@@ -90,8 +88,7 @@ class Worker:
             stop_logs()
 
     def _beat(self) -> None:
-        assert self._service is not None
-        self._channel.send(Heartbeat(self._service.streams))
+        self._channel.send(Heartbeat())
         self._loop.call_later(_BEAT, self._beat)
 
     def _on_message(self, message: Message) -> None:
@@ -112,23 +109,5 @@ class Worker:
         else:
             self._service.drain(timeout, self._loop.stop)
 
-    def _watch_signals(self) -> None:
-        """SIGTERM drains (a service manager sends it to every process of the service); SIGINT
-        from a terminal reaches all of them too, but is the supervisor's to answer."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        os.set_blocking(write, False)
-        signal.signal(signal.SIGTERM, _wake)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-
-        def on_signal(_mask: int) -> None:
-            with contextlib.suppress(BlockingIOError):
-                os.read(read, 64)
-            self._drain(self._config.drain_timeout)
-
-        self._loop.watch_level(read, on_signal)
-
-
-def _wake(_number: int, _frame: object) -> None:
-    """The signal is told through the wake-up descriptor."""
+    def _on_signal(self) -> None:
+        self._drain(self._config.drain_timeout)

@@ -166,7 +166,7 @@ def test_a_client_that_says_nothing_or_reads_nothing_is_dropped(
     served.answer = bytes(64 << 20)
     silent, greedy = served.connect(), served.connect()
     greedy.sendall(REQUEST)
-    run_until(served.loop, lambda: served.asked and not served.socket._clients, "both are gone")
+    run_until(served.loop, lambda: served.asked and not served.socket._askers, "both are gone")
     assert read_all(silent) == b""
     assert 0 < len(read_all(greedy)) < 64 << 20
 
@@ -178,7 +178,7 @@ def test_a_client_that_has_gone_does_no_harm(served: Served) -> None:
     run_until(served.loop, lambda: served.asked, "the question is there")
     client.close()
     served.asked[0](b"x" * (4 << 20))
-    assert not served.socket._clients
+    assert not served.socket._askers
     served.answer = b"{}"
     late = served.connect()
     late.sendall(REQUEST)
@@ -192,30 +192,30 @@ def test_an_answer_that_comes_too_late_is_forgotten(
     served.answer = None
     client = served.connect()
     client.sendall(REQUEST)
-    run_until(served.loop, lambda: served.asked and not served.socket._clients, "it is dropped")
+    run_until(served.loop, lambda: served.asked and not served.socket._askers, "it is dropped")
     served.asked[0](b"late")
     assert read_all(client) == b""
 
 
 def test_clients_beyond_the_limit_wait(served: Served) -> None:
     served.answer = None
-    clients = [served.connect() for _ in range(control.MAX_CLIENTS + 3)]
+    clients = [served.connect() for _ in range(control.MAX_ASKERS + 3)]
     for client in clients:
         client.sendall(REQUEST)
-    run_until(served.loop, lambda: len(served.asked) == control.MAX_CLIENTS, "all places are taken")
+    run_until(served.loop, lambda: len(served.asked) == control.MAX_ASKERS, "all places are taken")
     turn(served.loop)
-    assert len(served.socket._clients) == control.MAX_CLIENTS
+    assert len(served.socket._askers) == control.MAX_ASKERS
     for done in list(served.asked):
         done(b"now")
     run_until(served.loop, lambda: len(served.asked) == len(clients), "the others have their turn")
-    for done in served.asked[control.MAX_CLIENTS :]:
+    for done in served.asked[control.MAX_ASKERS :]:
         done(b"now")
     assert [read_all(client) for client in clients] == [b"now"] * len(clients)
 
 
 def test_closing_ends_clients_and_frees_the_name(served: Served) -> None:
     client = served.connect()
-    run_until(served.loop, lambda: served.socket._clients, "the client is there")
+    run_until(served.loop, lambda: served.socket._askers, "the client is there")
     served.socket.close()
     assert read_all(client) == b""
     assert not is_listed(served.name)
@@ -275,7 +275,7 @@ class TestOtherUsers:
             said = served.run(error_of, served.name).result()
         assert said == f"{served.name}: another user may not ask".encode()
         assert not served.asked
-        assert not served.socket._clients
+        assert not served.socket._askers
 
     def test_root_may_ask_everybody(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
@@ -308,7 +308,7 @@ def test_one_that_drips_does_not_hold_up_the_client(served: Served) -> None:
     stop = time.monotonic() + WAIT
 
     def drip() -> None:
-        for client in served.socket._clients:
+        for client in served.socket._askers:
             with contextlib.suppress(BrokenPipeError):
                 client._sock.send(b" ")
         if time.monotonic() < stop:

@@ -43,7 +43,7 @@ def test_lines_go_out_as_one_datagram_and_the_variables_to_nobody_else(
     manager: socket.socket,
 ) -> None:
     variables = environment(manager, WATCHDOG_USEC="10", WATCHDOG_PID="1")
-    Notifier(variables).say("READY=1", "STATUS=listening")
+    Notifier(variables).send("READY=1", "STATUS=listening")
     assert heard(manager) == ["READY=1\nSTATUS=listening"]
     assert variables == {"HOME": "/"}
 
@@ -51,14 +51,14 @@ def test_lines_go_out_as_one_datagram_and_the_variables_to_nobody_else(
 @pytest.mark.parametrize("address", ["", "/nowhere/at/all", "@nobody-listens-here", "x" * 300])
 def test_nobody_to_tell_is_no_trouble(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000"})
-    notifier.say("READY=1")
+    notifier.send("READY=1")
     notifier.alive(1.0)
 
 
 def test_a_manager_that_does_not_read_stops_nobody(manager: socket.socket) -> None:
     notifier = Notifier(environment(manager))
     for _ in range(2000):
-        notifier.say("STATUS=" + "x" * 500)
+        notifier.send("STATUS=" + "x" * 500)
     assert heard(manager)
 
 
@@ -91,16 +91,16 @@ def test_the_watchdog_hears_nothing_while_a_worker_hangs_that_we_cannot_end(
     now = supervisor._loop.now = supervisor._loop.clock()
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
-            for slot in supervisor._slots:
-                slot.pid = process.pid
-                slot.heard_at = now
+            for worker in supervisor._workers:
+                worker.pid = process.pid
+                worker.heard_at = now
             for silent, expected in ((0, 1), (29, 1), (35, 1), (41, 0), (1000, 0)):
-                supervisor._slots[1].heard_at = now - silent
+                supervisor._workers[1].heard_at = now - silent
                 supervisor._loop.now += 0.01
                 supervisor._watch_health()
                 assert heard(manager) == ["WATCHDOG=1"] * expected, silent
             # A worker that has ended and waits for its successor does not hang.
-            supervisor._slots[1].pid = 0
+            supervisor._workers[1].pid = 0
             supervisor._loop.now += 0.01
             supervisor._watch_health()
             assert heard(manager) == ["WATCHDOG=1"]
