@@ -81,6 +81,12 @@ class Endpoint(msgspec.Struct, frozen=True, order=True):
         return self.host == "localhost" or (address is not None and address.is_loopback)
 
 
+def host_of(address: str) -> str:
+    """The host of HOST:PORT as the kernel tells it, an IPv6 address without its brackets; empty for
+    what has no port."""
+    return address.rpartition(":")[0].strip("[]")
+
+
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(host)

@@ -14,7 +14,7 @@ from fastmtcp.api.connection import Connection, Joined, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import timeout_error
 from fastmtcp.api.opening import Opening
-from fastmtcp.client.service import ClientWorker
+from fastmtcp.client.service import ClientService
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
@@ -44,7 +44,7 @@ def resolve_timeout(timeout: float | None) -> float | None:
 class ClientCore(Core):
     """The Client on the loop."""
 
-    worker: ClientWorker
+    worker: ClientService
 
     def __init__(self, ready: arguments.Ready) -> None:
         super().__init__(ready.config.drain_timeout)
@@ -55,7 +55,7 @@ class ClientCore(Core):
 
     def start(self) -> None:
         """Make the worker, which begins to connect. On the loop."""
-        self.worker = ClientWorker(
+        self.worker = ClientService(
             self.thread.loop, self.config, self._credentials, [], self._on_pool
         )
         self.sample_rates()

@@ -32,7 +32,7 @@ and then all ends in order. After that close() does not wait for it."""
 
 
 class Worker(Observable, Protocol):
-    """A fastmtcp.client.ClientWorker or fastmtcp.server.ServerWorker."""
+    """A fastmtcp.client.ClientService or fastmtcp.server.ServerService."""
 
     @property
     def drivers(self) -> Sequence[SessionDriver]: ...

@@ -27,7 +27,8 @@ from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.listener import addresses, bind
 from fastmtcp.io.tcp import abort, tune
-from fastmtcp.server.service import ServerSession, ServerWorker
+from fastmtcp.server.service import ServerService
+from fastmtcp.server.session import ServerSession
 
 log = logging.getLogger("fastmtcp.library")
 
@@ -64,7 +65,7 @@ class _Waiting:
 class ServerCore(Core):
     """The Server on the loop."""
 
-    worker: ServerWorker
+    worker: ServerService
 
     def __init__(
         self, ready: arguments.Ready, sockets: list[socket.socket], limit: int, forwards: bool
@@ -82,7 +83,7 @@ class ServerCore(Core):
 
     def start(self) -> None:
         """Make the worker, which begins to accept. On the loop."""
-        self.worker = ServerWorker(
+        self.worker = ServerService(
             self.thread.loop,
             self.config,
             self._clients,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmtcp.client.service import ClientWorker
+from fastmtcp.client.service import ClientService
 from fastmtcp.config import credentials
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.ingress import UnixPath
@@ -27,13 +27,13 @@ def run_client(config: ClientConfig) -> int:
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = prepare(config, [way.place for way in ways])
 
-    def make(index: int, loop: Loop, channel: Channel) -> ClientWorker:
+    def make(index: int, loop: Loop, channel: Channel) -> ClientService:
         def on_pool(up: int, wanted: int, trouble: str) -> None:
             channel.send(PoolState(up, wanted, trouble))
 
         sockets = zip(ports.owners, ports.of(index), strict=True)
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
-        service = ClientWorker(loop, config, own, ways_in, on_pool, login=login)
+        service = ClientService(loop, config, own, ways_in, on_pool, login=login)
         if own.tls is not None and own.tls.files:
             FileWatch(loop, own.tls.files, own.tls.again, service.set_security)
         return service

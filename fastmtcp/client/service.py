@@ -1,4 +1,4 @@
-"""The client worker: applications connect here, each connection becomes a stream."""
+"""What a client's worker does: applications connect here, and each becomes a stream."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TICK = 0.5
 _DRAIN_TICK = 0.02
 
 
-class ClientWorker:
+class ClientService:
     """Listens for applications and owns one session, with a second one during a hand-over."""
 
     def __init__(

@@ -8,7 +8,7 @@ from fastmtcp.config import credentials
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
-from fastmtcp.server.service import ServerWorker
+from fastmtcp.server.service import ServerService
 from fastmtcp.workers.channel import Channel
 from fastmtcp.workers.handoff import Inbox, WorkerHandoff
 from fastmtcp.workers.start import prepare
@@ -26,9 +26,9 @@ def run_server(config: ServerConfig) -> int:
     ports = prepare(config, config.listen)
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
-    def make(index: int, loop: Loop, _channel: Channel) -> ServerWorker:
+    def make(index: int, loop: Loop, _channel: Channel) -> ServerService:
         handoff = WorkerHandoff(loop, inboxes, index)
-        service = ServerWorker(
+        service = ServerService(
             loop, config, clients, index, ports.of(index), handoff, security=security
         )
         handoff.on_handoff = service.reception.on_handoff
@@ -38,7 +38,7 @@ def run_server(config: ServerConfig) -> int:
     return Supervisor("server", config, ports, make).run()
 
 
-def _watch_files(loop: Loop, config: ServerConfig, service: ServerWorker) -> None:
+def _watch_files(loop: Loop, config: ServerConfig, service: ServerService) -> None:
     """Let the service know when the list of clients or the certificate has changed."""
     if config.clients_file is not None:
         read = partial(credentials.read_clients, config)

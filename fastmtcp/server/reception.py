@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from fastmtcp.endpoint import host_of
 from fastmtcp.engine.limits import START_LOWAT, ServerLimits
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import GoneError
@@ -96,16 +97,16 @@ class Reception:
             listener.close()
         for arrival, peer in self._arrivals.items():
             arrival.cancel()
-            self._admission.leave(_host(peer), accepted=True)
+            self._admission.leave(host_of(peer), accepted=True)
         for handshake, stranger in self._handshakes.items():
             handshake.cancel()
-            self._admission.leave(_host(stranger.peer), accepted=stranger.accepted)
+            self._admission.leave(host_of(stranger.peer), accepted=stranger.accepted)
         self._arrivals.clear()
         self._handshakes.clear()
 
     def on_handoff(self, sock: socket.socket, peer: str, tls: bool, until: float) -> None:
         """A connection that another worker accepted, for a session of this one."""
-        if not self._admission.take_over(_host(peer)):
+        if not self._admission.take_over(host_of(peer)):
             self._failures.add("connection from %s dropped: too many handshakes wait", peer)
             sock.close()
             return
@@ -113,13 +114,13 @@ class Reception:
             self._shake(sock, _Stranger(peer, accepted=False), Preamble(tls, self._index), until)
         except OSError as error:  # epoll_ctl(2): out of memory or of watches
             log.warning("connection from %s dropped: %s", peer, error.strerror)
-            self._admission.leave(_host(peer), accepted=False)
+            self._admission.leave(host_of(peer), accepted=False)
             sock.close()
 
     # --- strangers ----------------------------------------------------------------------------
 
     def _on_accept(self, sock: socket.socket, peer: str) -> None:
-        host = _host(peer)
+        host = host_of(peer)
         if not self._admission.accept(host, self._loop.clock()):
             self._failures.add("connection from %s dropped: too many or too often", peer)
             sock.close()
@@ -184,7 +185,7 @@ class Reception:
         self._handshakes[handshake] = stranger
 
     def _leave(self, peer: str, *, accepted: bool) -> None:
-        self._admission.leave(_host(peer), accepted=accepted)
+        self._admission.leave(host_of(peer), accepted=accepted)
         self._check_places()
 
     def _on_proved(
@@ -208,7 +209,7 @@ class Reception:
     def _fail(self, peer: str, error: PeerError, *, accepted: bool) -> None:
         # Who only looks whether the port is open has done nothing wrong.
         if not isinstance(error, GoneError):
-            self._admission.failed(_host(peer), self._loop.now)
+            self._admission.failed(host_of(peer), self._loop.now)
         self._leave(peer, accepted=accepted)
         if isinstance(error, RefusedError):
             self._failures.add("connection from %s refused: %s", peer, error)
@@ -247,7 +248,3 @@ class _Failures:
     def _sum_up(self) -> None:
         log.warning("%d more connections dropped or refused in %g s", self._more, _WINDOW)
         self._more = 0
-
-
-def _host(peer: str) -> str:
-    return peer.rpartition(":")[0].strip("[]")

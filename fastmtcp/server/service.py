@@ -1,8 +1,7 @@
-"""The server worker: lets subflows into sessions, owns these, connects streams to the target."""
+"""What a server's worker does: lets subflows into sessions, and connects streams to targets."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -19,15 +18,11 @@ from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
-from fastmtcp.io.dialer import Dial, ForbiddenError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.tcp import text_address, tune
-from fastmtcp.proxy.header import header, parse_source
 from fastmtcp.security.handshake import (
     WRONG_KEY,
     Grant,
@@ -38,10 +33,12 @@ from fastmtcp.security.handshake import (
     new_session_id,
 )
 from fastmtcp.security.handshake_socket import refuse, sealed
-from fastmtcp.security.identity import UNNAMED, Clients, Verifier
+from fastmtcp.security.identity import UNNAMED, Clients
 from fastmtcp.security.tls import ServerTls, Tls
+from fastmtcp.server.outgoing import Outgoing
 from fastmtcp.server.reception import Handoff, Reception
-from fastmtcp.status.document import Observed, PathInfo
+from fastmtcp.server.session import ServerSession
+from fastmtcp.status.document import Observed
 
 log = logging.getLogger("fastmtcp.server")
 
@@ -51,7 +48,7 @@ _REPORT = 1.0
 _DRAIN_TICK = 0.02
 
 
-class ServerWorker:
+class ServerService:
     """Runs the sessions that it owns. Its subflows come by its Reception."""
 
     def __init__(
@@ -241,9 +238,7 @@ class ServerWorker:
             self._on_stream(session, stream)
             return
         if not stream.target:
-            _Outgoing(
-                self._loop, self._resolver, self._config, session, stream, self._config.target
-            )
+            Outgoing(self._loop, self._resolver, self._config, session, stream, self._config.target)
             return
         rules = self._allowed(session)
         target = _chosen(stream.target)
@@ -253,7 +248,7 @@ class ServerWorker:
             stream.reset(ResetCode.NOT_ALLOWED)
             return
         permits = partial(targets.is_allowed, rules, target)
-        _Outgoing(self._loop, self._chosen, self._config, session, stream, target, permits)
+        Outgoing(self._loop, self._chosen, self._config, session, stream, target, permits)
 
     def _allowed(self, session: ServerSession) -> tuple[Rule, ...]:
         """The targets that the client of a session may choose."""
@@ -318,115 +313,3 @@ def _chosen(text: str) -> Endpoint | None:
     except ConfigError:
         return None
     return None if target.host == ANY_HOST or not target.port else target
-
-
-class ServerSession:
-    """A session with what a further subflow must know to join it."""
-
-    __slots__ = ("client", "driver", "peer", "secret", "session", "session_id", "verifier")
-
-    def __init__(
-        self,
-        session_id: bytes,
-        secret: bytes,
-        driver: SessionDriver,
-        client: str,
-        verifier: Verifier,
-        peer: str,
-    ) -> None:
-        self.session_id = session_id
-        self.secret = secret
-        self.driver = driver
-        self.client = client
-        """Its name, which only a key file's client has not."""
-        self.verifier = verifier
-        self.session = driver.session
-        self.peer = f"{client} at {_host(peer)}" if client else _host(peer)
-
-    def paths(self) -> list[PathInfo]:
-        return []  # the client knows; here they show by its addresses
-
-    def path_of(self, subflow: Subflow) -> str:
-        return _host(subflow.user.peer)
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]
-
-
-class _Outgoing:
-    """A stream's connection to its target, until it is up."""
-
-    __slots__ = ("_dial", "_loop", "_send_proxy", "_session", "_stream", "_target")
-
-    def __init__(
-        self,
-        loop: Loop,
-        resolver: Resolver,
-        config: ServerConfig,
-        session: ServerSession,
-        stream: Stream,
-        target: Endpoint,
-        permits: Callable[[str], bool] | None = None,
-    ) -> None:
-        """`permits` says to which addresses a client may be connected; None stands for the server's
-        own target."""
-        self._loop = loop
-        self._session = session
-        self._stream = stream
-        self._target = target
-        self._send_proxy = config.send_proxy if permits is None else "off"
-        stream.user = self
-        self._dial = Dial(
-            loop,
-            resolver,
-            target,
-            config.connect_timeout,
-            self._connected,
-            self._failed,
-            permits=permits,
-        )
-
-    def update(self) -> None:
-        """The stream was touched: all that matters before the relay exists is its end."""
-        if self._stream.reset_code is not None:
-            self._dial.cancel()
-
-    def _connected(self, sock: socket.socket) -> None:
-        tune(sock)
-        if self._send_proxy != "off":
-            source = parse_source(self._stream.source)
-            try:
-                destination = parse_source(text_address(sock.getpeername()))
-                # A fresh socket's buffer takes all of it.
-                sock.send(header(self._send_proxy, source, destination))
-            except OSError as error:
-                # Told once: the relay would take the reset for a FIN.
-                self._loop.unwatch(sock.fileno())
-                sock.close()
-                self._failed(error, False)
-                return
-        self._stream.confirm()
-        self._session.driver.add_relay(sock, self._stream)
-        self._session.driver.progress()
-
-    def _failed(self, error: OSError, unresolved: bool) -> None:
-        reason = error.strerror or str(error)
-        if isinstance(error, ForbiddenError):
-            code = ResetCode.NOT_ALLOWED
-        elif unresolved:
-            code = ResetCode.UNRESOLVED
-        elif error.errno == errno.ECONNREFUSED:
-            code = ResetCode.REFUSED
-        elif error.errno in (errno.EMFILE, errno.ENFILE):
-            code = ResetCode.OVERLOADED
-        else:
-            code = ResetCode.UNREACHABLE
-        if code is ResetCode.NOT_ALLOWED:
-            peer = self._session.peer
-            log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
-        else:
-            log.warning("cannot connect to target %s: %s", self._target, reason)
-        self._stream.user = None
-        self._stream.reset(code)
-        self._session.driver.progress()

@@ -28,7 +28,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.tls import ClientTls
-from fastmtcp.server.service import ServerWorker
+from fastmtcp.server.service import ServerService
 
 from tests.io.certificates import Files
 from tests.io.net import (
@@ -67,17 +67,17 @@ class World:
         self.stack = ExitStack()
         self.target = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.target.settimeout(WAIT)
-        self.servers: list[ServerWorker] = []
+        self.servers: list[ServerService] = []
         self.clients: list[ClientSession] = []
         self.ended: list[str] = []
         turn(self.loop, 1)
 
-    def server(self, ports: int = 1) -> tuple[ServerWorker, list[int]]:
+    def server(self, ports: int = 1) -> tuple[ServerService, list[int]]:
         config = ServerConfig(target=Endpoint(*self.target.getsockname()))
         sockets = [bind((socket.AF_INET, ("127.0.0.1", 0)), shared=False) for _ in range(ports)]
         numbers = [sock.getsockname()[1] for sock in sockets]
         security = None if self.certificate is None else self.certificate.server()
-        worker = ServerWorker(
+        worker = ServerService(
             self.loop, config, CLIENTS, 0, sockets, NoHandoff(), security=security
         )
         self.servers.append(worker)
@@ -170,12 +170,12 @@ def world(caplog: Logs) -> Iterator[World]:
     world.close()
 
 
-def roles(server: ServerWorker) -> Counter[Role]:
+def roles(server: ServerService) -> Counter[Role]:
     (session,) = server._sessions.values()
     return Counter(subflow.role for subflow in session.driver.session.subflows.values())
 
 
-def sessions(server: ServerWorker) -> int:
+def sessions(server: ServerService) -> int:
     return len(server._sessions)
 
 
@@ -426,7 +426,7 @@ def test_a_change_of_the_network_ends_the_pause(
         assert path.slots[0]._attempt is None
     listener = bind((socket.AF_INET, ("127.0.0.1", port)), shared=False)
     config = ServerConfig(target=Endpoint(*world.target.getsockname()))
-    world.servers.append(ServerWorker(world.loop, config, CLIENTS, 0, [listener], NoHandoff()))
+    world.servers.append(ServerService(world.loop, config, CLIENTS, 0, [listener], NoHandoff()))
     client.pool.network_changed(frozenset())
     client.until_up(2)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from fastmtcp.endpoint import Endpoint
+from fastmtcp.endpoint import Endpoint, host_of
 from fastmtcp.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,3 +184,16 @@ def test_it_is_immutable_hashable_and_ordered() -> None:
     assert sorted([second, first]) == [first, second]
     with pytest.raises(AttributeError):
         first.port = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("192.0.2.7:80", "192.0.2.7"),
+        ("[2001:db8::1]:80", "2001:db8::1"),
+        ("[fe80::1%eth0]:80", "fe80::1%eth0"),
+        ("", ""),
+    ],
+)
+def test_the_host_of_an_address(address: str, host: str) -> None:
+    assert host_of(address) == host

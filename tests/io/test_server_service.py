@@ -1,4 +1,4 @@
-"""Who gets into which session of a server worker, over real connections."""
+"""Who gets into which session of a server's worker, over real connections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from fastmtcp.security.handshake import (
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.server import admission, reception
-from fastmtcp.server.service import ServerWorker
+from fastmtcp.server.service import ServerService
+from fastmtcp.server.session import ServerSession
 
 from tests.io.net import WAIT, Background, run_until, turn
 from tests.unit.wire import parse
@@ -67,7 +68,7 @@ class Server:
         self.port = self.target.getsockname()[1]
         rules = tuple(Rule.parse(rule.replace("PORT", str(self.port))) for rule in allow)
         config = ServerConfig(target=Endpoint("127.0.0.1", self.port), allow=rules)
-        self.worker = ServerWorker(
+        self.worker = ServerService(
             self.loop, config, unnamed(KEY), INDEX, [listening], self.inboxes, limits or LIMITS
         )
         self.sockets: list[socket.socket] = []
@@ -482,3 +483,19 @@ def test_while_it_drains_members_may_join_and_nobody_else(server: Server) -> Non
         server.receive(8, None)
     assert caught.value.code is RefuseCode.DRAINING
     assert not server.drained
+
+
+@pytest.mark.parametrize(
+    ("peer", "client", "shown"),
+    [
+        ("192.0.2.7:4000", "laptop", "laptop at 192.0.2.7"),
+        ("[2001:db8::1]:4000", "laptop", "laptop at 2001:db8::1"),
+        ("[2001:db8::1]:4000", "", "2001:db8::1"),
+    ],
+)
+def test_whose_session_it_is_shows_by_its_host(
+    server: Server, peer: str, client: str, shown: str
+) -> None:
+    server.new_session()
+    (driver,) = server.worker.drivers
+    assert ServerSession(b"1", b"secret", driver, client, IDENTITY.verifier, peer).peer == shown

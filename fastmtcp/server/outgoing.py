@@ -1,0 +1,99 @@
+"""A stream's connection to its target."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Callable
+
+from fastmtcp.config.server import ServerConfig
+from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.wire.errors import ResetCode
+from fastmtcp.io.dialer import Dial, ForbiddenError
+from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Resolver
+from fastmtcp.io.tcp import text_address, tune
+from fastmtcp.proxy.header import header, parse_source
+from fastmtcp.server.session import ServerSession
+
+log = logging.getLogger("fastmtcp.outgoing")
+
+
+class Outgoing:
+    """A stream's connection to its target, until it is up."""
+
+    __slots__ = ("_dial", "_loop", "_send_proxy", "_session", "_stream", "_target")
+
+    def __init__(
+        self,
+        loop: Loop,
+        resolver: Resolver,
+        config: ServerConfig,
+        session: ServerSession,
+        stream: Stream,
+        target: Endpoint,
+        permits: Callable[[str], bool] | None = None,
+    ) -> None:
+        """Begin to connect. `permits` says to which addresses of a target that the client has
+        chosen it may be connected; None stands for the server's own target."""
+        self._loop = loop
+        self._session = session
+        self._stream = stream
+        self._target = target
+        self._send_proxy = config.send_proxy if permits is None else "off"
+        stream.user = self
+        self._dial = Dial(
+            loop,
+            resolver,
+            target,
+            config.connect_timeout,
+            self._connected,
+            self._failed,
+            permits=permits,
+        )
+
+    def update(self) -> None:
+        """The stream was updated: all that matters before the relay exists is its end."""
+        if self._stream.reset_code is not None:
+            self._dial.cancel()
+
+    def _connected(self, sock: socket.socket) -> None:
+        tune(sock)
+        if self._send_proxy != "off":
+            source = parse_source(self._stream.source)
+            try:
+                destination = parse_source(text_address(sock.getpeername()))
+                # A fresh socket's buffer takes all of it.
+                sock.send(header(self._send_proxy, source, destination))
+            except OSError as error:
+                # Told once: the relay would take the reset for a FIN.
+                self._loop.unwatch(sock.fileno())
+                sock.close()
+                self._failed(error, False)
+                return
+        self._stream.confirm()
+        self._session.driver.add_relay(sock, self._stream)
+        self._session.driver.progress()
+
+    def _failed(self, error: OSError, unresolved: bool) -> None:
+        reason = error.strerror or str(error)
+        if isinstance(error, ForbiddenError):
+            code = ResetCode.NOT_ALLOWED
+        elif unresolved:
+            code = ResetCode.UNRESOLVED
+        elif error.errno == errno.ECONNREFUSED:
+            code = ResetCode.REFUSED
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            code = ResetCode.OVERLOADED
+        else:
+            code = ResetCode.UNREACHABLE
+        if code is ResetCode.NOT_ALLOWED:
+            peer = self._session.peer
+            log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
+        else:
+            log.warning("cannot connect to target %s: %s", self._target, reason)
+        self._stream.user = None
+        self._stream.reset(code)
+        self._session.driver.progress()
