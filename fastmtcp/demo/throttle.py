@@ -20,6 +20,7 @@ import time
 from collections import deque
 
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.quota import Bucket
 from fastmtcp.errors import StartError
 
 DEFAULT_RATE = 20_000_000
@@ -43,33 +44,23 @@ _NEW, _GONE = -1, -2
 _SocketAddress = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
 
 
-class TokenBucket:
+class TokenBucket(Bucket):
     """Credit in bytes that grows with time at `rate` bytes per second.
 
-    An idle connection saves up no more than `burst` bytes. While bytes wait, the credit of a
-    late tick counts in full (up to MAX_LATE), because the delay is this process's and not the
-    simulated line's: that is what keeps the rate exact on a busy machine.
+    An idle connection saves up no more than a burst. While bytes wait, the credit of a late tick
+    counts in full (up to MAX_LATE), because the delay is this process's and not the simulated
+    line's: that is what keeps the rate exact on a busy machine.
     """
 
-    __slots__ = ("_burst", "_ceiling", "_last", "_rate", "_tokens")
+    __slots__ = ("_ceiling",)
 
     def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
-        self._burst = max(rate * BURST, 1500.0)
-        self._ceiling = max(rate * MAX_LATE, self._burst)
-        self._last = now
-        self._tokens = self._burst
+        super().__init__(rate, now, max(rate * BURST, 1500.0))
+        self._ceiling = max(rate * MAX_LATE, self.most)
 
     def available(self, now: float, *, waiting: bool) -> int:
         """Bytes that may pass at time `now` (seconds); `waiting` says that bytes were held."""
-        tokens = self._tokens + (now - self._last) * self._rate
-        self._tokens = min(tokens, self._ceiling if waiting else self._burst)
-        self._last = now
-        return int(self._tokens)
-
-    def spend(self, count: int) -> None:
-        """Take `count` bytes of what `available` returned."""
-        self._tokens -= count
+        return int(self.fill(now, self._ceiling if waiting else None))
 
 
 class _Endpoint:

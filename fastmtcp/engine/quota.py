@@ -69,25 +69,40 @@ class Holding:
 
 
 class Bucket:
-    """So many a second, and as many at once (a token bucket). 0 is no limit."""
+    """So many a second, and `most` at once, which is a second's worth if not given (a token
+    bucket)."""
 
-    __slots__ = ("_at", "_left", "rate")
+    __slots__ = ("_at", "_left", "most", "rate")
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, most: float | None = None) -> None:
         self.rate = rate
-        self._left = rate
+        self.most = rate if most is None else most
+        self._left = self.most
         self._at = now
+
+    def fill(self, now: float, most: float | None = None) -> float:
+        """What may pass at `now`; this time `most` at once, if given."""
+        left = self._left + (now - self._at) * self.rate
+        self._left = min(self.most if most is None else most, left)
+        self._at = now
+        return self._left
+
+    def spend(self, count: float) -> None:
+        """`count` pass. If that is more than there is, those that follow wait for longer."""
+        self._left -= count
 
     def take(self, now: float) -> bool:
-        """True if one more may pass."""
+        """True if one more may pass, which is spent then. The rate 0 is no limit."""
         if not self.rate:
             return True
-        self._left = min(self.rate, self._left + (now - self._at) * self.rate)
-        self._at = now
-        if self._left < 1:
+        if self.fill(now) < 1:
             return False
         self._left -= 1
         return True
+
+    def delay(self, now: float) -> float:
+        """Seconds until one may pass."""
+        return max(0.0, 1 - self.fill(now)) / self.rate
 
 
 def _nothing() -> None:

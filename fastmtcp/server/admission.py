@@ -1,8 +1,9 @@
-"""How many strangers a server worker has to do with at once, and how often. Sans-IO: `now` is an
-argument, in seconds.
+"""How many unauthenticated connections a server's worker has at once, and how often. Sans-IO:
+`now` is an argument, in seconds.
 
-A stranger is a connection that has not proved its key. All it can do is to keep others from coming
-in, and to take time from the sessions that are there; each limit says which of the two.
+Unauthenticated is a connection whose client has not proved that it holds a key. All it can do is
+to keep others from coming in, and to take time from the sessions that are there; each limit says
+which of the two.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastmtcp.engine.limits import (
     REFUSED_COST,
     SLOW_EVERY,
 )
+from fastmtcp.engine.quota import Bucket
 
 
 class _Record:
@@ -37,37 +39,35 @@ class _Record:
 
 
 class Admission:
-    """Counts strangers, by address, and says whom there is time for."""
+    """Counts unauthenticated connections, by address, and says for which there is time."""
 
     def __init__(self, now: float, most: int) -> None:
-        """`most` are the strangers of this worker at once. A quarter is kept for connections that
-        other workers pass on: most of them belong to sessions that are there already."""
+        """`most` is how many this worker has at once. A quarter is kept for connections that other
+        workers pass on: most of them belong to sessions that are there already."""
         self._most = most
         self._most_accepted = max(1, most * 3 // 4)
         self._waiting: dict[str, int] = {}
         self._accepted = 0
         self._total = 0
         self._records: dict[str, _Record] = {}
-        self._tokens = ACCEPT_RATE
-        self._filled_at = now
+        self._tokens = Bucket(ACCEPT_RATE, now)
 
     def delay(self, now: float) -> float | None:
         """Seconds until the next connection should be accepted: 0 for at once, None for when a
         place is free."""
         if self._accepted >= self._most_accepted or self._total >= self._most:
             return None
-        self._fill(now)
-        return 0.0 if self._tokens >= 1 else (1 - self._tokens) / ACCEPT_RATE
+        return self._tokens.delay(now)
 
     def accept(self, host: str, now: float) -> bool:
         """A connection of `host` was accepted: whether there is time for it. If so, leave() is due
-        when it is no stranger any more."""
-        self._fill(now)
+        when it is authenticated or gone."""
+        self._tokens.fill(now)
         where = _network(host)
         if self._waiting.get(where, 0) >= MAX_PER_ADDRESS or self._is_too_fast(where, now):
-            self._tokens -= REFUSED_COST
+            self._tokens.spend(REFUSED_COST)
             return False
-        self._tokens -= 1
+        self._tokens.spend(1)
         self._accepted += 1
         self._enter(where)
         return True
@@ -82,7 +82,8 @@ class Admission:
         return True
 
     def leave(self, host: str, *, accepted: bool) -> None:
-        """A connection is no stranger any more, or not ours; `accepted` if it came by accept()."""
+        """A connection is authenticated, gone, or another worker's; `accepted` if it came by
+        accept()."""
         where = _network(host)
         self._total -= 1
         self._accepted -= accepted
@@ -115,11 +116,6 @@ class Admission:
             return True
         record.admitted_at = now
         return False
-
-    def _fill(self, now: float) -> None:
-        gained = (now - self._filled_at) * ACCEPT_RATE
-        self._tokens = min(ACCEPT_RATE, self._tokens + gained)
-        self._filled_at = now
 
 
 def _network(host: str) -> str:

@@ -56,7 +56,7 @@ class Reception:
     authenticates the rest.
 
     Calls `proved(sock, tls, handshake, peer)` for each client that holds its key; the socket is
-    still watched then. Whom to let in is in `clients`, and `security` is None without TLS; both
+    still watched then. `clients` are those to let in, and `security` is None without TLS; both
     may be replaced at any time.
     """
 
@@ -81,14 +81,14 @@ class Reception:
         self._proved = proved
         self._admission = Admission(loop.now, limits.max_handshakes)
         self._arrivals: dict[Arrival, str] = {}
-        self._handshakes: dict[ServerSocketHandshake, _Stranger] = {}
+        self._handshakes: dict[ServerSocketHandshake, _Unauthenticated] = {}
         self._failures = _Failures(loop)
         self._timer: Timer | None = None
         self._closed = False
         self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
 
     def close(self) -> None:
-        """Accept nothing more, and forget all that have not proved anything. Connections that
+        """Accept nothing more, and close all that are not authenticated yet. Connections that
         other workers pass on are still taken."""
         self._closed = True
         if self._timer is not None:
@@ -98,9 +98,9 @@ class Reception:
         for arrival, peer in self._arrivals.items():
             arrival.cancel()
             self._admission.leave(host_of(peer), accepted=True)
-        for handshake, stranger in self._handshakes.items():
+        for handshake, connection in self._handshakes.items():
             handshake.cancel()
-            self._admission.leave(host_of(stranger.peer), accepted=stranger.accepted)
+            self._admission.leave(host_of(connection.peer), accepted=connection.accepted)
         self._arrivals.clear()
         self._handshakes.clear()
 
@@ -111,13 +111,15 @@ class Reception:
             sock.close()
             return
         try:
-            self._shake(sock, _Stranger(peer, accepted=False), Preamble(tls, self._index), until)
+            self._shake(
+                sock, _Unauthenticated(peer, accepted=False), Preamble(tls, self._index), until
+            )
         except OSError as error:  # epoll_ctl(2): out of memory or of watches
             log.warning("connection from %s dropped: %s", peer, error.strerror)
             self._admission.leave(host_of(peer), accepted=False)
             sock.close()
 
-    # --- strangers ----------------------------------------------------------------------------
+    # --- unauthenticated connections ----------------------------------------------------------
 
     def _on_accept(self, sock: socket.socket, peer: str) -> None:
         host = host_of(peer)
@@ -160,7 +162,7 @@ class Reception:
         owner = preamble.worker
         # One from before a restart with fewer workers is answered here, with UNKNOWN_SESSION.
         if owner in (NEW_SESSION, self._index) or not self._handoff.knows(owner):
-            self._shake(sock, _Stranger(peer, accepted=True), preamble, arrival.until)
+            self._shake(sock, _Unauthenticated(peer, accepted=True), preamble, arrival.until)
             return
         self._leave(peer, accepted=True)
         if not self._handoff.send(owner, sock, peer, preamble.tls, arrival.until):
@@ -169,7 +171,7 @@ class Reception:
         sock.close()
 
     def _shake(
-        self, sock: socket.socket, stranger: _Stranger, preamble: Preamble, until: float
+        self, sock: socket.socket, connection: _Unauthenticated, preamble: Preamble, until: float
     ) -> None:
         tune_subflow(sock, START_LOWAT, self._subflow_timeout)
         handshake = ServerSocketHandshake(
@@ -182,7 +184,7 @@ class Reception:
             self._on_proved,
             self._on_failed,
         )
-        self._handshakes[handshake] = stranger
+        self._handshakes[handshake] = connection
 
     def _leave(self, peer: str, *, accepted: bool) -> None:
         self._admission.leave(host_of(peer), accepted=accepted)
@@ -195,19 +197,19 @@ class Reception:
         tls: Tls | None,
         handshake: ServerHandshake,
     ) -> None:
-        stranger = self._handshakes.pop(waiting)
-        self._leave(stranger.peer, accepted=stranger.accepted)
-        self._proved(sock, tls, handshake, stranger.peer)
+        connection = self._handshakes.pop(waiting)
+        self._leave(connection.peer, accepted=connection.accepted)
+        self._proved(sock, tls, handshake, connection.peer)
 
     def _on_arrival_failed(self, arrival: Arrival, error: PeerError) -> None:
         self._fail(self._arrivals.pop(arrival), error, accepted=True)
 
     def _on_failed(self, waiting: ServerSocketHandshake, error: PeerError) -> None:
-        stranger = self._handshakes.pop(waiting)
-        self._fail(stranger.peer, error, accepted=stranger.accepted)
+        connection = self._handshakes.pop(waiting)
+        self._fail(connection.peer, error, accepted=connection.accepted)
 
     def _fail(self, peer: str, error: PeerError, *, accepted: bool) -> None:
-        # Who only looks whether the port is open has done nothing wrong.
+        # One that only looks whether the port is open has done nothing wrong.
         if not isinstance(error, GoneError):
             self._admission.failed(host_of(peer), self._loop.now)
         self._leave(peer, accepted=accepted)
@@ -217,7 +219,7 @@ class Reception:
             self._failures.add("connection from %s dropped: %s", peer, error, level=logging.INFO)
 
 
-class _Stranger(NamedTuple):
+class _Unauthenticated(NamedTuple):
     """A connection in its handshake; `accepted` by this worker, or else passed on to it."""
 
     peer: str

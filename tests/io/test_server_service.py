@@ -247,7 +247,7 @@ def test_a_session_that_has_ended_makes_room_for_another(server: Server) -> None
     assert refused(server) is RefuseCode.LIMIT
 
 
-class TestStrangers:
+class TestUnauthenticated:
     """Connections that prove nothing."""
 
     @pytest.mark.parametrize("server", [ServerLimits(max_handshakes=4)], indirect=True)

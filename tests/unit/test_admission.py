@@ -1,4 +1,4 @@
-"""How many strangers a worker has to do with."""
+"""How many unauthenticated connections a worker has."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_what_counts_as_one_address(
     one: str, other: str, same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MAX_PER_ADDRESS", 1)
-    strangers = Admission(0.0, MOST)
-    assert strangers.accept(one, 0.0)
-    assert strangers.accept(other, 0.0) is not same
+    connections = Admission(0.0, MOST)
+    assert connections.accept(one, 0.0)
+    assert connections.accept(other, 0.0) is not same
 
 
 def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
@@ -90,7 +90,7 @@ def test_no_more_than_so_many_a_second() -> None:
     assert accepted == pytest.approx(ACCEPT_RATE * 11, rel=0.01)  # a second's worth at once
 
 
-def test_who_is_closed_at_once_hardly_counts() -> None:
+def test_one_that_is_closed_at_once_hardly_counts() -> None:
     one = Admission(0.0, MOST)
     for _ in range(MAX_PER_ADDRESS):
         one.accept(host(1), 0.0)
