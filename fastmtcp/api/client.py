@@ -44,7 +44,7 @@ def resolve_timeout(timeout: float | None) -> float | None:
 class ClientCore(Core):
     """The Client on the loop."""
 
-    worker: ClientService
+    service: ClientService
 
     def __init__(self, ready: arguments.Ready) -> None:
         super().__init__(ready.config.drain_timeout)
@@ -55,7 +55,7 @@ class ClientCore(Core):
 
     def start(self) -> None:
         """Make the worker, which begins to connect. On the loop."""
-        self.worker = ClientService(
+        self.service = ClientService(
             self.thread.loop, self.config, self._credentials, [], self._on_pool
         )
         self.sample_rates()
@@ -65,7 +65,7 @@ class ClientCore(Core):
 
         def relay(connection: Connection, inner: socket.socket) -> Relay:
             on_close = partial(self.gone, connection)
-            return self.worker.join(session, stream, inner, on_close=on_close)
+            return self.service.join(session, stream, inner, on_close=on_close)
 
         return self.connect(session, stream, target, relay)
 

@@ -6,45 +6,32 @@ import contextlib
 import logging
 import socket
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from types import TracebackType
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Connection, Driven, Joined, Names, open_ends
 from fastmtcp.api.errors import closed_error
 from fastmtcp.api.pair import make_pair
 from fastmtcp.api.thread import LoopThread, join_loop
+from fastmtcp.driver.drain import Delivery
 from fastmtcp.driver.relay import Relay
-from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.service import Service
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.status.document import Observable, WorkerReport
+from fastmtcp.status.document import WorkerReport
 from fastmtcp.status.rates import SAMPLE_EVERY, Rates
 from fastmtcp.status.report import build
 
 log = logging.getLogger("fastmtcp.library")
-
-_LOOK_EVERY = 0.02
-_GRACE = 0.5
-"""Seconds that the other side has to end the streams too, when all is delivered: mostly it does,
-and then all ends in order. After that close() does not wait for it."""
-
-
-class Worker(Observable, Protocol):
-    """A fastmtcp.client.ClientService or fastmtcp.server.ServerService."""
-
-    @property
-    def drivers(self) -> Sequence[SessionDriver]: ...
-
-    def drain(self, timeout: float | None, done: Callable[[], None]) -> None: ...
 
 
 class Core:
     """Lives on the loop. Clients and Servers refer to it, and it does not refer to them: when
     they are dropped it can end."""
 
-    worker: Worker
+    service: Service
     """Set by the subclass, on the loop."""
 
     def __init__(self, drain_timeout: float) -> None:
@@ -55,9 +42,7 @@ class Core:
         self.rates = Rates()
         self._drain_timeout = drain_timeout
         self.connections: dict[Names, Connection] = {}
-        self._mark: object = None
-        self._give_up_at = 0.0
-        self._complete_since = 0.0
+        self._delivery: Delivery | None = None
         self.thread: LoopThread = join_loop(self)
 
     # --- connections ----------------------------------------------------------------------------
@@ -81,7 +66,7 @@ class Core:
             stream,
             inner,
             self.rates,
-            is_client=self.worker.is_client,
+            is_client=self.service.is_client,
             target=target,
         )
         # Before the relay is made: that may be closed at once.
@@ -100,7 +85,7 @@ class Core:
 
     def report(self) -> WorkerReport:
         """All of it at once: here nobody has so many sessions that it must be done in slices."""
-        steps = build(self.worker, self.rates, self.thread.loop.clock)
+        steps = build(self.service, self.rates, self.thread.loop.clock)
         while True:
             try:
                 next(steps)
@@ -112,7 +97,7 @@ class Core:
         """Measure the rates of the subflows from now on."""
         if self.closed.done:
             return
-        subflows = [s for d in self.worker.drivers for s in d.session.subflows.values()]
+        subflows = [s for d in self.service.drivers for s in d.session.subflows.values()]
         loop = self.thread.loop
         self.rates.sample(subflows, loop.now)
         loop.call_later(SAMPLE_EVERY, self.sample_rates)
@@ -123,7 +108,7 @@ class Core:
         """Its owner is gone: end with the last stream."""
         if not self.closing:
             self.closing = True
-            self.worker.drain(None, self._ended)
+            self.service.drain(None, self._ended)
 
     def close(self) -> None:
         """End, and wait until what the user has sent and closed is delivered. His sockets that
@@ -147,20 +132,27 @@ class Core:
             if connection is not None and connection.relay is not None:
                 connection.relay.cancel()
                 connection.session.driver.progress()
-        self.worker.drain(None, self._ended)
-        self._complete_since = self.thread.loop.now
-        self._give_up_at = self.thread.loop.now + self._drain_timeout
-        self._look()
+        self.service.drain(None, self._ended)
+        if self._delivery is not None:
+            self._delivery.stop()
+        if not self.closed.done:
+            self._delivery = Delivery(
+                self.thread.loop,
+                lambda: self.service.drivers,
+                self._drain_timeout,
+                self._on_delivered,
+                self._give_up,
+            )
 
     def crashed(self) -> None:
         """A fault on the loop: reset everything, and close all that is open."""
         self.closing = True
-        self.worker.drain(0, self._ended)
+        self.service.drain(0, self._ended)
 
     def abandon(self) -> None:
         """The process exits: leave without a word. The server holds what was delivered to it, and
         passes it on; a farewell would reset streams of which the target has not read all."""
-        for driver in self.worker.drivers:
+        for driver in self.service.drivers:
             for relay in list(driver.relays):
                 with contextlib.suppress(Exception):
                     relay.abort()
@@ -169,36 +161,27 @@ class Core:
                     subflow.user.close(reset=True)
         self._set_ended()
 
-    def _look(self) -> None:
-        """See whether all is delivered; give up when nothing has moved for the drain timeout."""
-        if self.closed.done:
-            return
-        loop = self.thread.loop
-        streams = [s for driver in self.worker.drivers for s in driver.session.streams.values()]
-        if not all(stream.send.complete for stream in streams):
-            self._complete_since = loop.now
-        elif loop.now - self._complete_since >= _GRACE and not self.delivered.done:
+    def _on_delivered(self) -> None:
+        if not self.delivered.done:
             self.delivered.set_result(None)
-        mark = [(s.stream_id, s.send.acked, s.send.limit, s.receive.window.taken) for s in streams]
-        if mark != self._mark:
-            self._mark = mark
-            self._give_up_at = loop.now + self._drain_timeout
-        elif loop.now >= self._give_up_at:
-            self.worker.drain(0, self._ended)
-        loop.call_later(_LOOK_EVERY, self._look)
+
+    def _give_up(self) -> None:
+        self.service.drain(0, self._ended)
 
     def _ended(self) -> None:
         # The loop must have done with it before it stops.
         self.thread.loop.call_soon(self._leave)
 
     def _leave(self) -> None:
-        for driver in self.worker.drivers:
+        for driver in self.service.drivers:
             for relay in list(driver.relays):
                 relay.abort()
         self.thread.leave(self)
         self._set_ended()
 
     def _set_ended(self) -> None:
+        if self._delivery is not None:
+            self._delivery.stop()
         for answer in (self.delivered, self.closed):
             if not answer.done:
                 answer.set_result(None)

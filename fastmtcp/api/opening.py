@@ -47,7 +47,7 @@ class Opening:
         self._core.openings.add(self)
         self._attempts += 1
         try:
-            self._session, stream = self._core.worker.open(self._target)
+            self._session, stream = self._core.service.open(self._target)
         except LocalError as error:
             self._stream = None
             if self._session_is_over():
@@ -110,7 +110,7 @@ class Opening:
             self._fail(reset_error(code))
 
     def _session_is_over(self) -> bool:
-        session = self._core.worker.sessions
+        session = self._core.service.sessions
         return not session and self._attempts < _ATTEMPTS
 
     def _again(self) -> None:

@@ -65,7 +65,7 @@ class _Waiting:
 class ServerCore(Core):
     """The Server on the loop."""
 
-    worker: ServerService
+    service: ServerService
 
     def __init__(
         self, ready: arguments.Ready, sockets: list[socket.socket], limit: int, forwards: bool
@@ -83,7 +83,7 @@ class ServerCore(Core):
 
     def start(self) -> None:
         """Make the worker, which begins to accept. On the loop."""
-        self.worker = ServerService(
+        self.service = ServerService(
             self.thread.loop,
             self.config,
             self._clients,
@@ -104,7 +104,7 @@ class ServerCore(Core):
         self._waiters.append(answer)
         self._serve()
         self.admit()
-        for driver in self.worker.drivers:
+        for driver in self.service.drivers:
             driver.progress()
 
     def give_to(self, on_accepted: Callable[[socket.socket], None]) -> None:

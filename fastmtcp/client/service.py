@@ -16,6 +16,7 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.ingress import WayIn
 from fastmtcp.config.path import PathSpec
+from fastmtcp.driver.drain import Drain
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.engine.limits import Limits
@@ -42,7 +43,6 @@ _QUIET = 0.002
 first: its stream is opened without waiting for bytes to go with the OPEN."""
 
 _TICK = 0.5
-_DRAIN_TICK = 0.02
 
 
 class ClientService:
@@ -78,7 +78,7 @@ class ClientService:
         self.past = Totals()
         self.is_client = True
         self.target = str(config.target or "")
-        self._drained: Callable[[], None] | None = None
+        self._drain = Drain(loop, lambda: self.drivers, self._stop)
         self._current = self._new_session()
         self._local = local_addresses()
         self._egress.refresh(self._local)
@@ -91,14 +91,13 @@ class ClientService:
     def drain(self, timeout: float | None, done: Callable[[], None]) -> None:
         """Accept nothing more, wait up to `timeout` seconds for the open streams (None: as long
         as it takes), reset those that are left, then call `done`."""
-        if self._drained is None:
+        if not self._drain.begun:
             for listener in self._listeners:
                 listener.close()
             self._arrivals.close()
-            self._drained = done
-            self._watch_drain()
-        if timeout is not None:
-            self._loop.call_later(timeout, self._finish)
+            self._drain.begin(done)
+            self._drain.check()
+        self._drain.limit(timeout)
 
     def open(self, target: str = "", source: str = "") -> tuple[ClientSession, Stream]:
         """Open a stream of the application at `source`; empty `target` is the server's own.
@@ -221,13 +220,13 @@ class ClientService:
         if session.driver.relays:
             # Complete streams whose applications still read.
             self._retired.add(session)
-        if session is self._current and self._drained is None:
+        if session is self._current and not self._drain.begun:
             log.warning("session ended: %s; starting a new one", reason)
             self._loop.call_later(0.1, self._replace_session)
-        self._check_drained()
+        self._drain.check()
 
     def _replace_session(self) -> None:
-        if self._drained is None and self._current.driver.ended:
+        if not self._drain.begun and self._current.driver.ended:
             self._current = self._new_session()
             self._start_current()
 
@@ -251,11 +250,11 @@ class ClientService:
     # --- once in a while ------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        if self._drained is _already:
+        if self._drain.over:
             return
         current = self._current
         now = self._loop.now
-        if current.session.peer_draining and not current.closing and self._drained is None:
+        if current.session.peer_draining and not current.closing and not self._drain.begun:
             # Its streams end on the old session while new ones wait for the next.
             log.info("the server is shutting down; new streams wait for another")
             current.retire()
@@ -277,32 +276,15 @@ class ClientService:
                 if stream.send.acked < 0 and stream.send.next < 0:
                     stream.reset(ResetCode.UNREACHABLE)
                     stream.user.update()
-        self._check_drained()
+        self._drain.check()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _watch_drain(self) -> None:
-        self._check_drained()
-        if self._drained is not _already:
-            self._loop.call_later(_DRAIN_TICK, self._watch_drain)
-
-    def _check_drained(self) -> None:
-        if self._drained is not None and all(s.driver.is_quiet for s in self._sessions()):
-            self._loop.call_soon(self._finish)
-
-    def _finish(self) -> None:
-        done, self._drained = self._drained, _already
-        if done is None or done is _already:
-            return
+    def _stop(self) -> None:
         for session in self._sessions():
             session.close("the client is shutting down")
         self._network.close()
         self._egress.close()
         self._resolver.close()
-        done()
-
-
-def _already() -> None:
-    """Stands for a drain that is over."""

@@ -44,6 +44,8 @@ class SessionDriver:
         self.session = session
         self.relays: set[Relay] = set()
         self.ended = False
+        self.on_quiet: Callable[[], None] | None = None
+        """Called whenever something has moved and nothing is left to do, see is_quiet."""
         self._on_opened = on_opened
         self._on_ended = on_ended
         self._timer: Timer | None = None
@@ -101,6 +103,9 @@ class SessionDriver:
             self.relays.discard(relay)
             if on_close is not None:
                 on_close(relay)
+            # Else progress() follows, and tells it.
+            if self.ended and self.on_quiet is not None and self.is_quiet:
+                self.on_quiet()
 
         relay = Relay(self.loop, self.pool, sock, stream, self.progress, closed, budget)
         self.relays.add(relay)
@@ -200,6 +205,8 @@ class SessionDriver:
             self.end(*session.ended)
             return
         self._set_timer()
+        if self.on_quiet is not None and self.is_quiet:
+            self.on_quiet()
 
     def end(self, code: SessionCode, reason: str) -> None:
         """End the session: reset every stream, say goodbye, close all."""

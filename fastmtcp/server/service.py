@@ -10,6 +10,7 @@ from functools import partial
 from fastmtcp.config import targets
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
+from fastmtcp.driver.drain import Drain
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.limits import ServerLimits
@@ -45,7 +46,6 @@ log = logging.getLogger("fastmtcp.server")
 _TICK = 0.5
 _REPORT = 1.0
 """Seconds between two log lines about streams that one session was refused."""
-_DRAIN_TICK = 0.02
 
 
 class ServerService:
@@ -81,10 +81,8 @@ class ServerService:
         self.past = Totals()
         self.is_client = False
         self.target = str(config.target)
-        self._drained: Callable[[], None] | None = None
+        self._drain = Drain(loop, lambda: self.drivers, self._stop)
         self._on_stream = on_stream
-        self._draining = False
-        self._finished = False
         self.reception = Reception(
             loop,
             index,
@@ -110,16 +108,14 @@ class ServerService:
     def drain(self, timeout: float | None, done: Callable[[], None]) -> None:
         """Take no new streams, wait up to `timeout` seconds for the open ones (None: as long as
         it takes), reset those that are left, then call `done`."""
-        if not self._draining:
-            self._draining = True
-            self._drained = done
+        if not self._drain.begun:
+            self._drain.begin(done)
             self.reception.close()
             for session in list(self._sessions.values()):
                 session.driver.session.drain()
                 session.driver.progress()
-            self._watch_drain()
-        if timeout is not None:
-            self._loop.call_later(timeout, self._finish)
+            self._drain.check()
+        self._drain.limit(timeout)
 
     # --- clients ------------------------------------------------------------------------------
 
@@ -168,7 +164,7 @@ class ServerService:
         if self.reception.clients.get(request.client) != handshake.verifier:
             raise RefusedError(RefuseCode.KEY, WRONG_KEY)
         if not request.session:
-            if self._draining:
+            if self._drain.begun:
                 raise RefusedError(RefuseCode.DRAINING, "the server is shutting down")
             if len(self._sessions) >= self._limits.max_sessions:
                 raise RefusedError(RefuseCode.LIMIT, "too many sessions")
@@ -224,13 +220,13 @@ class ServerService:
         level = logging.INFO if code in _QUIET_ENDS else logging.WARNING
         whose = f"{session_id.hex()[:12]} of {session.client}".removesuffix(f" of {UNNAMED}")
         log.log(level, "session %s ended: %s", whose, reason)
-        self._check_drained()
+        self._drain.check()
 
     def _on_opened(self, session_id: bytes, stream: Stream) -> None:
         """The client opened a stream: connect it to the target."""
         if stream.reset_code is not None:
             return
-        if self._draining:
+        if self._drain.begun:
             stream.reset(ResetCode.DRAINING)
             return
         session = self._sessions[session_id]
@@ -255,10 +251,10 @@ class ServerService:
         return tuple(rule for rule in self._config.allow if rule.is_for(session.client))
 
     def _tick(self) -> None:
-        if self._finished:
+        if self._drain.over:
             return
         self._lingering = {session for session in self._lingering if session.driver.relays}
-        self._check_drained()
+        self._drain.check()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)
 
@@ -278,26 +274,11 @@ class ServerService:
 
     # --- the end ------------------------------------------------------------------------------
 
-    def _watch_drain(self) -> None:
-        self._check_drained()
-        if not self._finished:
-            self._loop.call_later(_DRAIN_TICK, self._watch_drain)
-
-    def _check_drained(self) -> None:
-        everyone = (*self._sessions.values(), *self._lingering)
-        if self._drained and all(session.driver.is_quiet for session in everyone):
-            self._loop.call_soon(self._finish)
-
-    def _finish(self) -> None:
-        done, self._drained = self._drained, None
-        if done is None:
-            return
-        self._finished = True
+    def _stop(self) -> None:
         for session in list(self._sessions.values()):
             session.driver.end(SessionCode.SHUTDOWN, "the server is shutting down")
         self._resolver.close()
         self._chosen.close()
-        done()
 
 
 _QUIET_ENDS = (SessionCode.NORMAL, SessionCode.SHUTDOWN, SessionCode.REVOKED)

@@ -16,6 +16,7 @@ from functools import partial
 
 from fastmtcp import logs
 from fastmtcp.config.common import CONTROL_OFF, Config
+from fastmtcp.driver.service import Service
 from fastmtcp.errors import StartError
 from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.loop import Loop, Timer
@@ -36,7 +37,7 @@ from fastmtcp.workers.control_socket import ControlSocket, listen
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.overview import Overview
 from fastmtcp.workers.ports import Ports
-from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Service, Worker
+from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Worker
 
 log = logging.getLogger("fastmtcp.supervisor")
 

@@ -7,14 +7,13 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import Protocol
 
 from fastmtcp import logs
 from fastmtcp.config.common import Config
+from fastmtcp.driver.service import Service
 from fastmtcp.errors import FastmtcpError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.signals import Signals
-from fastmtcp.status.document import Observable
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
@@ -33,14 +32,6 @@ EXIT_CRASHED = 1
 EXIT_CANNOT_START = 3
 
 _BEAT = 1.0
-
-
-class Service(Observable, Protocol):
-    """What a worker does: that of a client or of a server."""
-
-    def drain(self, timeout: float, done: Callable[[], None]) -> None:
-        """End within `timeout` seconds, then call `done`."""
-
 
 ServiceFactory = Callable[[Loop, Channel], Service]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from fastmtcp.config.server import ServerConfig
+from fastmtcp.driver.service import Service
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.workers import supervisor as supervisor_module
 from fastmtcp.workers.notify import Notifier
 from fastmtcp.workers.ports import Ports
 from fastmtcp.workers.supervisor import Supervisor
-from fastmtcp.workers.worker import Service
 
 
 @pytest.fixture
