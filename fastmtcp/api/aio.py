@@ -16,13 +16,11 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
-from fastmtcp.api import arguments
 from fastmtcp.api.answer import answer_of
 from fastmtcp.api.arguments import Address, File, Key, Paths
-from fastmtcp.api.client import Client
+from fastmtcp.api.client import Client, Connecting
 from fastmtcp.api.connection import open_ends
 from fastmtcp.api.errors import timeout_error
-from fastmtcp.api.opening import Opening
 from fastmtcp.api.server import Server
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.tcp import abort
@@ -141,17 +139,8 @@ class _Making:
 
 
 async def _connect(client: Client, address: Address | None, *, wait: bool) -> socket.socket:
-    core = client._core
-    target = arguments.target_text(address)
-    opening = Opening(core, target, wait=wait)
-    try:
-        core.thread.call(opening.begin)
-        sock, _ = await answer_of(opening.answer)
-    except BaseException:
-        core.thread.post(opening.cancel)
-        raise
-    finally:
-        del opening
+    with Connecting(client._core, address, wait=wait) as connecting:
+        sock, _ = await answer_of(connecting.begin())
     return sock
 
 

@@ -60,6 +60,23 @@ class ClientCore(Core):
         )
         self.sample_rates()
 
+    def opening(self, target: str, *, wait: bool) -> Opening:
+        """A stream to `target`, which begin() opens; `wait` is as in Opening."""
+        return Opening(
+            self.service,
+            self.thread.loop,
+            self.config.connect_timeout,
+            self.join,
+            self.openings.discard,
+            target,
+            wait=wait,
+        )
+
+    def begin(self, opening: Opening) -> None:
+        """Open the stream. On the loop."""
+        self.openings.add(opening)
+        opening.begin()
+
     def join(self, session: ClientSession, stream: Stream, target: str) -> Joined:
         """Make a socket for the user the application's end of a stream."""
 
@@ -88,6 +105,36 @@ class ClientCore(Core):
         self.trouble = trouble
         for opening in list(self.openings):
             opening.check_server()
+
+
+class Connecting:
+    """A stream that is opened for a caller who waits, on any thread or in asyncio:
+
+        with Connecting(core, address, wait=True) as connecting:
+            sock, connection = connecting.begin().result()
+
+    If the waiting fails, times out or is interrupted, nothing of the stream is left.
+    """
+
+    def __init__(self, core: ClientCore, address: Address | None, *, wait: bool) -> None:
+        target = arguments.target_text(address)
+        core.thread.check_process()
+        self._core = core
+        self._opening: Opening | None = core.opening(target, wait=wait)
+
+    def begin(self) -> Answer[Joined]:
+        assert self._opening is not None
+        self._core.thread.call(self._core.begin, self._opening)
+        return self._opening.answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Else the error, its traceback and the answer would hold one another, and us.
+        opening, self._opening = self._opening, None
+        if kind is not None and opening is not None:
+            self._core.thread.post(opening.cancel)
 
 
 class Client(Handle[ClientCore]):
@@ -207,19 +254,8 @@ class Client(Handle[ClientCore]):
     def _connect(self, address: Address | None, timeout: float | None, *, wait: bool) -> Joined:
         """As connect(), with what belongs to the socket."""
         seconds = resolve_timeout(timeout)
-        target = arguments.target_text(address)
-        core = self._core
-        core.thread.check_process()
-        opening = Opening(core, target, wait=wait)
-        try:
-            core.thread.call(opening.begin)
-            sock, connection = _result(opening.answer, seconds, core)
-        except BaseException:
-            core.thread.post(opening.cancel)
-            raise
-        finally:
-            # Else the error, its traceback and the answer would hold one another, and us.
-            del opening
+        with Connecting(self._core, address, wait=wait) as connecting:
+            sock, connection = _result(connecting.begin(), seconds, self._core)
         sock.settimeout(seconds)
         return sock, connection
 

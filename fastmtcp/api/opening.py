@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from fastmtcp.api.answer import Answer
 from fastmtcp.api.connection import Joined
 from fastmtcp.api.errors import closed_error, reset_error, server_error
+from fastmtcp.client.service import ClientService
 from fastmtcp.client.session import ClientSession
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
-
-if TYPE_CHECKING:
-    from fastmtcp.api.client import ClientCore
+from fastmtcp.io.loop import Loop
 
 _ATTEMPTS = 3
 _AGAIN = 0.15
@@ -27,9 +26,25 @@ class Opening:
     with the OPEN.
     """
 
-    def __init__(self, core: ClientCore, target: str, *, wait: bool) -> None:
+    def __init__(
+        self,
+        service: ClientService,
+        loop: Loop,
+        connect_timeout: float,
+        join: Callable[[ClientSession, Stream, str], Joined],
+        over: Callable[[Opening], None],
+        target: str,
+        *,
+        wait: bool,
+    ) -> None:
+        """`join` makes the socket for a stream to a target; `over` is called once, when nothing
+        more is to come. `connect_timeout` is how long a server that was there may be away."""
         self.answer: Answer[Joined] = Answer()
-        self._core = core
+        self._service = service
+        self._loop = loop
+        self._connect_timeout = connect_timeout
+        self._make_socket = join
+        self._on_over = over
         self._target = target
         self._wait = wait
         self._attempts = 0
@@ -41,13 +56,12 @@ class Opening:
     def begin(self) -> None:
         if self._over:
             return
-        if self._core.closing:
+        if self._service.is_draining:
             self._fail(closed_error("Client"))
             return
-        self._core.openings.add(self)
         self._attempts += 1
         try:
-            self._session, stream = self._core.service.open(self._target)
+            self._session, stream = self._service.open(self._target)
         except LocalError as error:
             self._stream = None
             if self._session_is_over():
@@ -64,7 +78,7 @@ class Opening:
         self.update()
 
     def update(self) -> None:
-        """The stream was touched."""
+        """The stream was updated."""
         stream = self._stream
         if stream is None or self._over:
             return
@@ -82,12 +96,12 @@ class Opening:
         error = session.pool.failure
         if error is None:
             return
-        down = self._core.thread.loop.now - (session.down_since or 0.0)
-        if not session.session_id or down > self._core.config.connect_timeout:
+        down = self._loop.now - (session.down_since or 0.0)
+        if not session.session_id or down > self._connect_timeout:
             self._give_up(server_error(error, session.peer))
 
     def cancel(self) -> None:
-        """Nobody waits for it any more, or takes what `answer` may hold."""
+        """Nobody waits for it any more, or takes the socket that `answer` may hold."""
         self._end()
         self._reset()
         if self._joined is not None:
@@ -110,12 +124,11 @@ class Opening:
             self._fail(reset_error(code))
 
     def _session_is_over(self) -> bool:
-        session = self._core.service.sessions
-        return not session and self._attempts < _ATTEMPTS
+        return not self._service.sessions and self._attempts < _ATTEMPTS
 
     def _again(self) -> None:
         self._stream = None
-        self._core.thread.loop.call_later(_AGAIN, self.begin)
+        self._loop.call_later(_AGAIN, self.begin)
 
     def _give_up(self, error: OSError) -> None:
         self._fail(error)
@@ -125,7 +138,7 @@ class Opening:
         assert self._session is not None
         self._end()
         try:
-            self._joined = self._core.join(self._session, stream, self._target)
+            self._joined = self._make_socket(self._session, stream, self._target)
         except BaseException as error:
             self._reset()
             self.answer.set_exception(error)
@@ -138,8 +151,9 @@ class Opening:
             self.answer.set_exception(error)
 
     def _end(self) -> None:
-        self._over = True
-        self._core.openings.discard(self)
+        if not self._over:
+            self._over = True
+            self._on_over(self)
 
     def _reset(self) -> None:
         if self._stream is not None:

@@ -129,6 +129,11 @@ class ClientService:
         return relay
 
     @property
+    def is_draining(self) -> bool:
+        """True if no stream should be opened any more."""
+        return self._drain.begun
+
+    @property
     def sessions(self) -> list[Observed]:
         return [one for one in self._sessions() if not one.driver.ended]
 
