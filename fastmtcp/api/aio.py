@@ -111,8 +111,9 @@ async def open_connection(
 
 
 class _Making:
-    """A Client that is made on a thread, for one stream. The thread goes on if who waits for it is
-    cancelled, and what it has made then must not live for as long as the task is remembered."""
+    """A Client that is made on a thread, for one stream. The thread goes on when the task that
+    waits for it is cancelled, and what it has made then must not live for as long as that task is
+    remembered."""
 
     def __init__(self, make: Callable[[], Client]) -> None:
         self._make = make

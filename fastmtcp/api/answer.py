@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Answer(Generic[T]):
     """A result or an error, set once by the loop, for any number of threads that wait for it.
 
-    Not a concurrent.futures.Future: who waits for one holds its lock for moments, and an exception
-    from a signal handler (KeyboardInterrupt, an alarm) in such a moment leaves it locked, and the
-    loop then waits for ever. Here the loop takes no lock, and every step of the others is either
-    done or not (an append, a pop, acquiring a lock).
+    Not a concurrent.futures.Future: a thread that waits for one holds its lock for moments, and an
+    exception from a signal handler (KeyboardInterrupt, an alarm) in such a moment leaves it locked,
+    and the loop then waits for ever. Here the loop takes no lock, and every step of the others is
+    either done or not (an append, a pop, acquiring a lock).
     """
 
     __slots__ = ("_callbacks", "_claims", "_done", "_error", "_value")
@@ -28,11 +28,11 @@ class Answer(Generic[T]):
         self._error: BaseException | None = None
         self._claims = [None]
         self._callbacks: list[list[Callable[[], object]]] = []
-        """Each in a list of its own: who takes it out calls it."""
+        """Each in a list of its own: the thread that takes it out calls it."""
 
     def claim(self) -> bool:
-        """True for the first who calls it. Where an answer can be given up, the loop sets it only
-        after claim(), and who waits gives it up by claim()."""
+        """True for the first caller. Where an answer can be given up, the loop sets it only
+        after claim(), and the one that waits gives it up by claim()."""
         try:
             self._claims.pop()
         except IndexError:

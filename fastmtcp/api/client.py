@@ -42,7 +42,7 @@ def resolve_timeout(timeout: float | None) -> float | None:
 
 
 class ClientCore(Core):
-    """The Client on the loop."""
+    """The Client's part on the loop."""
 
     service: ClientService
 
@@ -54,7 +54,7 @@ class ClientCore(Core):
         self._credentials = ready.credentials
 
     def start(self) -> None:
-        """Make the worker, which begins to connect. On the loop."""
+        """Make the service, which begins to connect. On the loop."""
         self.service = ClientService(
             self.thread.loop, self.config, self._credentials, [], self._on_pool
         )

@@ -1,4 +1,4 @@
-"""A stream whose application is the user of the library: his socket and what is behind it."""
+"""A stream whose application is the user of the library: its socket and what is behind that."""
 
 from __future__ import annotations
 

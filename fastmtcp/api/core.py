@@ -1,4 +1,4 @@
-"""What a Client and a Server have in common on the loop: a worker, its connections, its end."""
+"""What a Client and a Server have in common on the loop: a service, its connections, its end."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ log = logging.getLogger("fastmtcp.library")
 
 
 class Core:
-    """Lives on the loop. Clients and Servers refer to it, and it does not refer to them: when
-    they are dropped it can end."""
+    """The part of a Client or Server that lives on the loop. They refer to it and it does not refer
+    to them, so it learns when the user has dropped them."""
 
     service: Service
     """Set by the subclass, on the loop."""
@@ -37,7 +37,7 @@ class Core:
     def __init__(self, drain_timeout: float) -> None:
         self.closed: Answer[None] = Answer()
         self.delivered: Answer[None] = Answer()
-        """Done when the other side holds all that was sent, or it is given up."""
+        """Done when the other side holds all that was sent, or will never hold it."""
         self.closing = False
         self.rates = Rates()
         self._drain_timeout = drain_timeout
@@ -54,8 +54,8 @@ class Core:
         target: str,
         make_relay: Callable[[Connection, socket.socket], Relay],
     ) -> Joined:
-        """Make a socket for the user, and join it with the stream by `make_relay`, which leads to
-        gone() when the relay is closed.
+        """Make a socket for the user and join it with the stream: `make_relay` is given the other
+        end of the socket, and makes a relay that calls gone() when it is closed.
 
         Raises:
             OSError: no descriptors are left.
@@ -84,7 +84,7 @@ class Core:
         self.connections.pop(connection.names, None)
 
     def report(self) -> WorkerReport:
-        """All of it at once: here nobody has so many sessions that it must be done in slices."""
+        """The status, made in one go: one process has so few sessions that the loop can wait."""
         steps = build(self.service, self.rates, self.thread.loop.clock)
         while True:
             try:
@@ -105,14 +105,14 @@ class Core:
     # --- the end --------------------------------------------------------------------------------
 
     def orphan(self) -> None:
-        """Its owner is gone: end with the last stream."""
+        """The Client or Server was dropped or released: end with the last stream."""
         if not self.closing:
             self.closing = True
             self.service.drain(None, self._ended)
 
     def close(self) -> None:
-        """End, and wait until what the user has sent and closed is delivered. His sockets that
-        are still open are reset. From any thread but the loop's."""
+        """End, and wait until what was sent on sockets that are closed by now is delivered; those
+        that are still open are reset. From any thread but the loop's."""
         self.thread.check_process()
         if not self.closed.done:
             still_open = list(open_ends(self.connections).values())
@@ -121,7 +121,7 @@ class Core:
         self.thread.join_if_ending()
 
     def forget_waiting(self) -> None:
-        """Never answer those who wait in connect() or accept(); on the loop."""
+        """Leave the threads that wait in connect() or accept() without an answer; on the loop."""
 
     def shut(self, still_open: Collection[Names]) -> None:
         """Reset the connections `still_open`, and end with the last stream, or when nothing has
@@ -145,13 +145,13 @@ class Core:
             )
 
     def crashed(self) -> None:
-        """A fault on the loop: reset everything, and close all that is open."""
+        """Something on the loop is broken: reset all streams, and close all that is open."""
         self.closing = True
         self.service.drain(0, self._ended)
 
     def abandon(self) -> None:
-        """The process exits: leave without a word. The server holds what was delivered to it, and
-        passes it on; a farewell would reset streams of which the target has not read all."""
+        """The process exits: close all without a farewell. The server passes on what was delivered
+        to it; a farewell would make it reset the streams of which the target has not read all."""
         for driver in self.service.drivers:
             for relay in list(driver.relays):
                 with contextlib.suppress(Exception):
@@ -169,7 +169,7 @@ class Core:
         self.service.drain(0, self._ended)
 
     def _ended(self) -> None:
-        # The loop must have done with it before it stops.
+        # Not now: the service is still at work, and the loop may stop with its last core.
         self.thread.loop.call_soon(self._leave)
 
     def _leave(self) -> None:
@@ -191,14 +191,14 @@ CoreT = TypeVar("CoreT", bound=Core)
 
 
 class Handle(Generic[CoreT]):
-    """What the user holds of a core. Whoever drops it without close() still gets his open sockets
-    served to their end."""
+    """What the user holds of a core. When it is dropped without close(), the sockets that are open
+    are still served to their end."""
 
     _NAME: ClassVar[str]
     _core: CoreT
 
     def _hold(self, core: CoreT) -> None:
-        """The core has started, and ends with this object."""
+        """Keep a core that has started; it ends with this object."""
         self._core = core
         self._finalizer = weakref.finalize(self, core.thread.post, core.orphan)
         self._finalizer.atexit = False
@@ -215,8 +215,8 @@ class Handle(Generic[CoreT]):
         return self._core.thread.call(self._core.report).result()
 
     def release(self) -> None:
-        """Take nothing new, and end with the last stream. Waits for nothing. The same happens to
-        one that is dropped."""
+        """Take nothing new, and end with the last stream. Does not wait for that. The same happens
+        when it is dropped."""
         self._finalizer()
 
     def close(self) -> None:

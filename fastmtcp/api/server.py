@@ -47,15 +47,15 @@ class _NoOtherWorker:
         return False
 
 
-class _Waiting:
-    """A stream that nobody has accepted yet."""
+class _Unaccepted:
+    """A stream that waits for accept()."""
 
     def __init__(self, core: ServerCore, arrived: Arrived) -> None:
         self._core = core
         self.arrived = arrived
 
     def update(self) -> None:
-        """The stream was touched: all that matters now is its end."""
+        """The stream was updated: all that matters now is its end."""
         if self.arrived[1].reset_code is not None:
             with contextlib.suppress(ValueError):
                 self._core.backlog.remove(self)
@@ -63,7 +63,7 @@ class _Waiting:
 
 
 class ServerCore(Core):
-    """The Server on the loop."""
+    """The Server's part on the loop."""
 
     service: ServerService
 
@@ -73,7 +73,7 @@ class ServerCore(Core):
         super().__init__(ready.config.drain_timeout)
         self.config: ServerConfig = ready.config
         self.forwards = forwards
-        self.backlog: deque[_Waiting] = deque()
+        self.backlog: deque[_Unaccepted] = deque()
         self._on_accepted: Callable[[socket.socket], None] | None = None
         self._waiters: deque[Answer[Accepted]] = deque()
         self._limit = limit
@@ -82,7 +82,7 @@ class ServerCore(Core):
         self._sockets = sockets
 
     def start(self) -> None:
-        """Make the worker, which begins to accept. On the loop."""
+        """Make the service, which begins to accept. On the loop."""
         self.service = ServerService(
             self.thread.loop,
             self.config,
@@ -122,7 +122,7 @@ class ServerCore(Core):
         super().shut(still_open)
 
     def orphan(self) -> None:
-        """Its owner is gone: nobody can accept any more."""
+        """The Server was dropped or released: its streams cannot be accepted any more."""
         if not self.forwards:
             self._refuse_all()
         super().orphan()
@@ -133,7 +133,7 @@ class ServerCore(Core):
 
     def _on_stream(self, session: ServerSession, stream: Stream) -> None:
         arrived = (session, stream)
-        stream.user = waiting = _Waiting(self, arrived)
+        stream.user = waiting = _Unaccepted(self, arrived)
         self.backlog.append(waiting)
         self._serve()
         self.admit()

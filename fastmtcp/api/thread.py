@@ -42,7 +42,7 @@ class Tenant(Protocol):
     """By the names of the user's sockets. Changed only on the loop."""
 
     def forget_waiting(self) -> None:
-        """Never answer those who wait in connect() or accept(); on the loop."""
+        """Leave the threads that wait in connect() or accept() without an answer; on the loop."""
 
     def shut(self, still_open: Collection[Names]) -> None:
         """Reset the connections `still_open`, and end with the others; on the loop."""
@@ -203,8 +203,8 @@ def _everybody() -> list[tuple[LoopThread, Tenant]]:
 def _at_exit() -> None:
     """Close the user's sockets, as the kernel is about to, and deliver what was written.
 
-    His daemon threads still run. Those that wait for us stay where they are, as with a socket:
-    an exception now would only be printed.
+    Daemon threads still run. Those that wait for us stay where they are, as with a socket: an
+    exception now would only be printed.
     """
     tenants = _everybody()
     names = {name for _, tenant in tenants for name in list(tenant.connections)}

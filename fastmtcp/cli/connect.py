@@ -121,7 +121,7 @@ def _read(block: memoryview) -> int:
         try:
             return os.readv(_STDIN, [block])
         except BlockingIOError:
-            # Who shares the terminal or the pipe has made it non-blocking.
+            # Another process that shares the terminal or pipe has made it non-blocking.
             _wait(_STDIN, select.POLLIN)
 
 

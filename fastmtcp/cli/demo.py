@@ -18,8 +18,7 @@ _BAR = 24
 class _Display:
     """Live progress: one line rewritten on a terminal, one line for each row elsewhere."""
 
-    def __init__(self, rate: int, seconds: float) -> None:
-        self._rate = rate
+    def __init__(self, seconds: float) -> None:
         self._end = WARM_UP + seconds
         self._live = sys.stdout.isatty()
         self._before = Sample(0.0, 0)
@@ -82,7 +81,7 @@ def demo(rate: str, seconds: float, connections: str) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--connections") from None
     limit = parse_rate(rate)
-    display = _Display(limit, seconds)
+    display = _Display(seconds)
     click.echo(f"Each connection is limited to {limit / 1e6:g} MB/s, each way by itself.\n")
     rows = []
     with stop_signals():

@@ -121,7 +121,7 @@ class ControlSocket:
 
 
 class _Asker:
-    """One connection: a line in, a document out."""
+    """A connection that asks: a line in, a document out."""
 
     def __init__(
         self, loop: Loop, sock: socket.socket, ask: Ask, gone: Callable[[_Asker], None]

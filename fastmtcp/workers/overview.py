@@ -191,7 +191,7 @@ class _Round:
 
 def proportional_set_size(pid: int) -> int | None:
     """Bytes of memory of a process, what it shares counted in part (proc_pid_smaps(5)). After
-    --user nobody may look so closely, not even we: then only what it does not share."""
+    `--user` the kernel does not let even us look so closely: then only what it does not share."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:

@@ -12,7 +12,7 @@ from fastmtcp.errors import ConfigError, StartError
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Whom to run as."""
+    """The user to run as."""
 
     name: str
     uid: int
@@ -25,7 +25,7 @@ def find(text: str) -> Account:
     """Look up `NAME` or `NAME:GROUP`. Blocks: call it before the loop runs.
 
     Raises:
-        ConfigError: nobody has that name, it is root, or this process may not change its user.
+        ConfigError: there is no such user, it is root, or this process may not change its user.
     """
     name, colon, group = text.partition(":")
     try:

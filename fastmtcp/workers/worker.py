@@ -89,8 +89,8 @@ class Worker:
             self._reporter.on_request(message)
 
     def _on_supervisor_gone(self) -> None:
-        """Nobody would restart or stop this worker any more. Open streams are reset by the exit:
-        their sockets have unread or unsent data, or the peer sees its session end."""
+        """Nothing is left that would restart or stop this worker. Open streams are reset by the
+        exit: their sockets have unread or unsent data, or the peer sees its session end."""
         log.error("the supervisor is gone; stopping")
         self._drain(0)
 
