@@ -6,10 +6,11 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastmtcp.engine.streams.send_buffer import Buffer
+from fastmtcp.driver.tcp_info import sample
 from fastmtcp.engine.subflows.subflow import Subflow
+from fastmtcp.io.buffers import Buffer
 from fastmtcp.io.loop import OUT, RDHUP, READ
-from fastmtcp.io.tcp import abort, sample, set_lowat, text_address
+from fastmtcp.io.tcp import abort, set_lowat, text_address
 from fastmtcp.security.tls import Tls
 
 if TYPE_CHECKING:

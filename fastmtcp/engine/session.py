@@ -30,8 +30,9 @@ from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.send_memory import SendMemory
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.delivery import Reports
+from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.engine.subflows.subflow import Past, Sample, Subflow
+from fastmtcp.engine.subflows.subflow import Past, Subflow
 from fastmtcp.engine.timers import Upkeep
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode

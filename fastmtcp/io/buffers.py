@@ -19,6 +19,9 @@ import sys
 
 KIB = 1024
 
+Buffer = memoryview | bytes
+"""What a socket sends: views of slabs, and bytes."""
+
 _getrefcount = sys.getrefcount
 
 

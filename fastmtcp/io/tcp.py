@@ -1,4 +1,4 @@
-"""Socket options and TCP_INFO (tcp(7), linux/tcp.h). What a system lacks is left out."""
+"""Socket options (tcp(7)) and the ends of connections. What a system lacks is left out."""
 
 from __future__ import annotations
 
@@ -8,28 +8,15 @@ import socket
 import struct
 import sys
 
-from fastmtcp.engine.subflows.subflow import Sample
-
 _LINUX = sys.platform == "linux"
-_TCP_INFO = getattr(socket, "TCP_INFO", 11)
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 _CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
 
-# struct tcp_info: 8 bytes of flags, 24 u32, then u64 and u32 in groups.
-_LENGTH = 168
-_SEGMENTS = struct.Struct("=16xI4xI")  # the size of one, how many are not acknowledged
-_RTT = struct.Struct("=68xI")
-_ACKED = struct.Struct("=120xQ")
-_NOTSENT = struct.Struct("=144xII")  # not sent, min_rtt
-_RATE = struct.Struct("=160xQ")
-_PEER_WINDOW = struct.Struct("=228xI")
-_LONG = 232
 _RTO_MAX = 44
 """TCP_RTO_MAX_MS, since Linux 6.15."""
 _ABORT = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
-_MICRO = 1e-6
 
 DEAD_PEER = frozenset(
     {
@@ -75,30 +62,6 @@ def set_lowat(sock: socket.socket, lowat: int) -> None:
     if _LINUX:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, lowat)
-
-
-def sample(sock: socket.socket) -> Sample | None:
-    """What the kernel knows of the connection, or None where it does not tell."""
-    if not _LINUX:
-        return None
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LONG)
-    except OSError:
-        return None
-    if len(info) < _LENGTH:
-        return None
-    not_sent, min_rtt = _NOTSENT.unpack_from(info)
-    size, unacked = _SEGMENTS.unpack_from(info)
-    return Sample(
-        _RTT.unpack_from(info)[0] * _MICRO,
-        min_rtt * _MICRO,
-        float(_RATE.unpack_from(info)[0]),
-        bool(info[7] & 1),
-        not_sent,
-        size * unacked,
-        _ACKED.unpack_from(info)[0],
-        _PEER_WINDOW.unpack_from(info)[0] if len(info) >= _LONG else -1,
-    )
 
 
 def text_address(name: object) -> str:

@@ -17,8 +17,8 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 
-from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.errors import ConfigError, PeerError
+from fastmtcp.io.buffers import Buffer
 from fastmtcp.security.link import show_fingerprint
 
 _MAX_FILE = 1 << 20

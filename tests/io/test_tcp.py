@@ -1,13 +1,13 @@
-"""Socket options and what the kernel tells of a connection."""
+"""Socket options."""
 
 from __future__ import annotations
 
 import socket
 
 import pytest
-from fastmtcp.io.tcp import abort, sample, set_lowat, tune, tune_subflow
+from fastmtcp.io.tcp import abort, set_lowat, tune, tune_subflow
 
-from tests.io.net import WAIT, data, fill, read_all, read_exactly, tcp_pair
+from tests.io.net import read_all, tcp_pair
 
 TCP_NOTSENT_LOWAT = 25
 TCP_USER_TIMEOUT = 18
@@ -42,38 +42,6 @@ def test_what_does_not_fit_a_socket_is_left_out() -> None:
     with ours, theirs:
         tune(ours)
         tune_subflow(ours, 65536, 15.0)
-        assert sample(ours) is None
-    assert sample(ours) is None
-
-
-def test_a_sample_of_a_used_connection() -> None:
-    content = data(500_000)
-    ours, theirs = tcp_pair()
-    with ours, theirs:
-        ours.sendall(content)
-        theirs.settimeout(WAIT)
-        assert read_exactly(theirs, len(content)) == content
-        theirs.sendall(b"z")
-        assert ours.recv(1) == b"z"
-        known = sample(ours)
-        assert known is not None
-        # The answer carried the ACK of all; the SYN counts as one byte.
-        assert known.bytes_acked == len(content) + 1
-        assert known.not_sent == 0
-        assert known.unacked == 0
-        assert 0 < known.rtt < WAIT
-        assert 0 < known.min_rtt <= known.rtt + 1
-        assert known.delivery_rate > 0
-
-
-def test_a_sample_tells_what_waits_in_the_kernel() -> None:
-    ours, theirs = tcp_pair()
-    with ours, theirs:
-        sent = fill(theirs)
-        known = sample(theirs)
-        assert known is not None
-        assert 0 < known.not_sent < sent
-        assert known.bytes_acked + known.not_sent <= sent + 1
 
 
 def test_abort_sends_a_reset_although_nothing_is_unread() -> None:

@@ -12,7 +12,8 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.sim.network import Clock, Pipe

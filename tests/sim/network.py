@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from fastmtcp.engine.limits import KIB
-from fastmtcp.engine.subflows.subflow import Sample
+from fastmtcp.engine.subflows.rate import Sample
 
 SEGMENT = 8 * KIB
 
@@ -112,7 +112,6 @@ class Pipe:
         """What TCP_INFO would say."""
         return Sample(
             rtt=2 * self.path.latency + len(self._queue) / self.path.rate,
-            min_rtt=2 * self.path.latency,
             delivery_rate=self.path.rate,
             app_limited=not self._queue and self.clock.now > self._limited_until,
             not_sent=len(self._queue),

@@ -7,7 +7,8 @@ from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.scheduling.watch import UNDELIVERED
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflows.delivery import Delivery
-from fastmtcp.engine.subflows.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 from fastmtcp.engine.wire.frames import Data, Got, Stalled
 
@@ -20,7 +21,7 @@ def frames(session: Session, now: float) -> list[object]:
 
 def busy(through: int) -> Sample:
     """A kernel, perhaps of a relay, that acknowledges and has more on its way."""
-    return Sample(0.001, 0.001, 1e6, False, 1000, 1000, through)
+    return Sample(0.001, 1e6, False, 1000, 1000, through)
 
 
 def test_a_report_rides_with_the_ack() -> None:
@@ -151,7 +152,7 @@ def test_a_flood_of_doubts_is_work_once_a_second() -> None:
 class TestRelays:
     """A subflow to a relay next door: its kernel takes everything at once."""
 
-    NEXT_DOOR = Sample(0.0001, 0.0001, 5e9, False, 0, 0, 0)
+    NEXT_DOOR = Sample(0.0001, 5e9, False, 0, 0, 0)
 
     def run(self, subflow: Subflow, start: float, *, per_step: int, read: int, steps: int) -> float:
         """Give a subflow `per_step` bytes every 10 ms; the peer reads up to `read` of them."""
@@ -191,5 +192,5 @@ class TestRelays:
             subflow.delivery.sent(subflow.bytes_sent, now)
             subflow.delivery.on_got((step - 4) * 50_000, now)
             # One step is still on its way in the kernel.
-            subflow.on_sample(Sample(0.01, 0.01, 5e6, False, 0, 50_000, 0), now)
+            subflow.on_sample(Sample(0.01, 5e6, False, 0, 50_000, 0), now)
         assert subflow.rate == 5e6

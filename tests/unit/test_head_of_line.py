@@ -5,7 +5,8 @@ from fastmtcp.engine.limits import MIB, START_RATE, Limits
 from fastmtcp.engine.scheduling.head_of_line import PERIOD, Gate, Guard
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.subflow import Subflow
 
 FAST = 12_500_000.0
 OTHERS = FAST
@@ -21,7 +22,7 @@ def subflow(number: int, rate: float, rtt: float) -> Subflow:
 
 
 def sample(rate: float, rtt: float, *, app_limited: bool = False) -> Sample:
-    return Sample(rtt, rtt, rate, app_limited, 0, 1, 0)
+    return Sample(rtt, rate, app_limited, 0, 1, 0)
 
 
 def stream(credit: int) -> Stream:

@@ -18,7 +18,8 @@ from fastmtcp.engine.limits import (
 from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.subflow import Sample, Subflow
+from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
 NOW = 50.0
@@ -53,7 +54,6 @@ def sample(
 ) -> Sample:
     return Sample(
         rtt=rtt,
-        min_rtt=rtt,
         delivery_rate=rate,
         app_limited=app_limited,
         not_sent=not_sent,

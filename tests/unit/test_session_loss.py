@@ -8,7 +8,7 @@ import pytest
 from fastmtcp.engine.limits import KIB, MAX_OWN_FRAMES, MIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.subflow import Sample
+from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Closed, Data, Goaway, Open, Ping, Pong, Reset
 
@@ -418,7 +418,6 @@ def test_any_byte_is_a_sign_of_life() -> None:
 def kernel_says(acked: int, waiting: int) -> Sample:
     return Sample(
         rtt=0.1,
-        min_rtt=0.1,
         delivery_rate=1e5,
         app_limited=False,
         not_sent=waiting,

@@ -10,7 +10,8 @@ from collections.abc import Collection
 
 from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.subflow import Doubt, Sample, Subflow
+from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.subflow import Doubt, Subflow
 
 STALL = 0.2
 """A subflow with unacknowledged bytes and no progress for this long, seconds, or three round

@@ -22,6 +22,7 @@ from fastmtcp.engine.limits import (
 )
 from fastmtcp.engine.scheduling.head_of_line import Guard
 from fastmtcp.engine.subflows.delivery import Delivery
+from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.role import Role
 
 if TYPE_CHECKING:
@@ -53,20 +54,6 @@ class Doubt(enum.Enum):
     """The peer's process gets nothing, though a relay may have taken it."""
     PEER = 3
     """The peer says that nothing of its own gets through."""
-
-
-class Sample(msgspec.Struct, frozen=True, gc=False):
-    """What the operating system knows of a connection (TCP_INFO, tcp(7)). Bytes and seconds."""
-
-    rtt: float
-    min_rtt: float
-    delivery_rate: float
-    app_limited: bool
-    not_sent: int
-    unacked: int
-    bytes_acked: int
-    peer_window: int = -1
-    """The peer's TCP window, -1 where the system does not tell."""
 
 
 class Subflow:
@@ -328,7 +315,6 @@ class Subflow:
         delivery = self.delivery
         return Sample(
             rtt=delivery.rtt,
-            min_rtt=delivery.rtt,
             delivery_rate=delivery.rate,
             app_limited=not delivery.waits,
             not_sent=0,
