@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import weakref
@@ -153,12 +152,7 @@ class Core:
         """The process exits: close all without a farewell. The server passes on what was delivered
         to it; a farewell would make it reset the streams of which the target has not read all."""
         for driver in self.service.drivers:
-            for relay in list(driver.relays):
-                with contextlib.suppress(Exception):
-                    relay.abort()
-            for subflow in list(driver.session.subflows.values()):
-                with contextlib.suppress(Exception):
-                    subflow.user.close(reset=True)
+            driver.abandon()
         self._set_ended()
 
     def _on_delivered(self) -> None:

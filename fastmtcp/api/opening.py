@@ -70,7 +70,7 @@ class Opening:
                 self._fail(_too_many(error))
             return
         self._stream = stream
-        stream.user = self
+        stream.watcher = self
         if self._wait:
             stream.announce()
             self._session.driver.progress()

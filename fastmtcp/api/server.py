@@ -133,7 +133,7 @@ class ServerCore(Core):
 
     def _on_stream(self, session: ServerSession, stream: Stream) -> None:
         arrived = (session, stream)
-        stream.user = waiting = _Unaccepted(self, arrived)
+        stream.watcher = waiting = _Unaccepted(self, arrived)
         self.backlog.append(waiting)
         self._serve()
         self.admit()
@@ -361,7 +361,7 @@ def _drop(answer: Answer[Accepted]) -> None:
 def client_address(arrived: Arrived) -> Address:
     """The far end of one of the session's connections; an empty host if none is left."""
     for subflow in list(arrived[0].session.subflows.values()):
-        remote = subflow.user.addresses()[1]
+        remote = arrived[0].socket_of(subflow).addresses()[1]
         if remote:
             endpoint = Endpoint.parse(remote)
             return endpoint.host, endpoint.port

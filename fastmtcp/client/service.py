@@ -280,7 +280,8 @@ class ClientService:
             for stream in list(current.session.streams.values()):
                 if stream.send.acked < 0 and stream.send.next < 0:
                     stream.reset(ResetCode.UNREACHABLE)
-                    stream.user.update()
+                    if stream.watcher is not None:
+                        stream.watcher.update()
         self._drain.check()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)

@@ -8,9 +8,11 @@ from fastmtcp.client.pool.pool import Pool
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
 from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.io.buffers import BufferPool
@@ -85,8 +87,13 @@ class ClientSession:
         ]
 
     def path_of(self, subflow: Subflow) -> str:
-        name: str = subflow.user.peer
-        return name
+        return self.socket_of(subflow).peer
+
+    def socket_of(self, subflow: Subflow) -> SubflowSocket:
+        return self.driver.sockets[subflow]
+
+    def application_of(self, stream: Stream) -> str:
+        return self.driver.application_of(stream)
 
     def retire(self) -> None:
         """Dial no more; the open streams go on over the subflows that are up."""

@@ -78,7 +78,7 @@ class Relay:
         self.read_done = False
         self.write_done = False
         self.closed = False
-        stream.user = self
+        stream.watcher = self
         reset_unless_finished(sock, True)
         loop.watch(self._fd, self._on_event)
 

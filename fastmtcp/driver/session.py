@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable
 
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
-from fastmtcp.engine.limits import READ_WORK, TURN_WORK
+from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
@@ -43,6 +45,8 @@ class SessionDriver:
         self.pool = pool
         self.session = session
         self.relays: set[Relay] = set()
+        self.sockets: dict[Subflow, SubflowSocket] = {}
+        """Of the subflows in the session."""
         self.ended = False
         self.on_quiet: Callable[[], None] | None = None
         """Called whenever something has moved and nothing is left to do, see is_quiet."""
@@ -51,10 +55,7 @@ class SessionDriver:
         self._timer: Timer | None = None
         self._measuring = False
         self._busy = False
-        self._again = False
-        self._turn = 0.0
-        self._work = TURN_WORK
-        self._waiting: dict[SubflowSocket, None] = {}
+        self._turn = Turn(loop, self.progress)
         self._set_timer()
 
     def attach(
@@ -79,13 +80,16 @@ class SessionDriver:
             self.loop.unwatch(sock.fileno())
             sock.close()
             return None
-        subflow_socket = SubflowSocket(self, sock, subflow, peer, on_lost, tls)
+        subflow_socket = SubflowSocket(
+            self.loop, self.pool, self._turn, self, sock, subflow, peer, on_lost, tls
+        )
+        self.sockets[subflow] = subflow_socket
         if early:
             self.received(subflow_socket, memoryview(early))
             if subflow_socket.rest is not None:
-                self.read_later(subflow_socket)
+                self._turn.read_later(subflow_socket)
         # Its round-trip time is known from the handshake.
-        subflow_socket.measure(self.loop.now)
+        self._take_sample(subflow_socket)
         self.progress()
         return subflow_socket
 
@@ -119,30 +123,16 @@ class SessionDriver:
         # Without a subflow, what waits to be sent can wait for ever.
         return not self.relays and (session.is_quiet if session.subflows else not session.streams)
 
-    @property
-    def may_read(self) -> bool:
-        """False if the session has had its share of this turn of the loop: others are next."""
-        if self._turn != self.loop.now:
-            self._turn = self.loop.now
-            self._work = TURN_WORK
-        return self._work > 0
-
-    def read_later(self, source: SubflowSocket) -> None:
-        """Let `source` read on in the next turn of the loop, in its turn."""
-        if source not in self._waiting:
-            if not self._waiting:
-                self.loop.call_soon(self._read_on)
-            self._waiting[source] = None
-
     def received(self, source: SubflowSocket, view: memoryview) -> None:
         """Bytes came in on a subflow. What is more than the session's share of this turn is kept
         in `source.rest`."""
         try:
-            taken = self.session.receive(source.subflow, view, self.loop.now, max(1, self._work))
+            work = max(1, self._turn.work)
+            taken = self.session.receive(source.subflow, view, self.loop.now, work)
         except RemoteError as error:
             self.end(error.code, str(error))
             return
-        self._work = self.session.work_left - READ_WORK
+        self._turn.spend(self.session.work_left)
         source.rest = view[taken:] if taken < len(view) else None
         # Pass data on while it is still in the cache.
         self.progress()
@@ -152,7 +142,7 @@ class SessionDriver:
         if source.closed:
             return
         source.close(reset=True)
-        self.session.detach(source.subflow, self.loop.now)
+        self._detach(source.subflow)
         if source.on_lost is not None:
             source.on_lost(reason)
         self.loop.call_soon(self.progress)
@@ -164,19 +154,35 @@ class SessionDriver:
         if source.subflow.is_carrying() or not source.subflow.ready:
             return False
         source.close(reset=False)
-        self.session.detach(source.subflow, self.loop.now)
+        self._detach(source.subflow)
         self.loop.call_soon(self.progress)
         return True
 
+    def abandon(self) -> None:
+        """Close everything without a word to the peer, whatever goes wrong with any of it."""
+        for relay in list(self.relays):
+            with contextlib.suppress(Exception):
+                relay.abort()
+        for source in list(self.sockets.values()):
+            with contextlib.suppress(Exception):
+                source.close(reset=True)
+
+    def application_of(self, stream: Stream) -> str:
+        """The address of the application behind `stream`; empty without one."""
+        watcher = stream.watcher
+        return watcher.address() if isinstance(watcher, Relay) else ""
+
     def progress(self) -> None:
         """Let everything move that can: relays whose streams were touched, subflows that have
-        something to send. Not re-entrant: an inner call only asks for another round."""
+        something to send. A call from within does nothing: the outer one goes on until nothing
+        moves."""
         if self._busy:
             return
         if self.ended:
             return
         self._busy = True
         session = self.session
+        sockets = self.sockets
         now = self.loop.now
         rounds = 0
         while True:
@@ -191,7 +197,7 @@ class SessionDriver:
                 break
             buffers, size = session.pull(subflow, now)
             if size:
-                subflow.user.send(buffers, size)
+                sockets[subflow].send(buffers, size)
                 rounds += 1
                 if rounds >= _ROUNDS:
                     self.loop.call_soon(self.progress)
@@ -200,7 +206,8 @@ class SessionDriver:
         if session.gone:
             gone, session.gone = session.gone, []
             for subflow in gone:
-                self.lost(subflow.user, "lost at the other side")
+                if subflow in sockets:
+                    self.lost(sockets[subflow], "lost at the other side")
         if session.ended is not None:
             self.end(*session.ended)
             return
@@ -216,13 +223,13 @@ class SessionDriver:
         session = self.session
         session.end(code, reason)
         self._update_touched()
-        farewell = session.goaway(code, reason)
-        for subflow in list(session.subflows.values()):
+        goaway = session.goaway(code, reason)
+        for subflow, source in list(self.sockets.items()):
             if session.ended_by_peer:
-                subflow.user.close(reset=True)
+                source.close(reset=True)
             else:
-                subflow.user.last_words(farewell)
-            session.detach(subflow, self.loop.now)
+                source.goodbye(goaway)
+            self._detach(subflow)
         for relay in list(self.relays):
             # A complete stream's relay goes on by itself with what is left to deliver.
             if relay.stream.reset_code is not None or not relay.stream.receive.is_all_here:
@@ -231,31 +238,32 @@ class SessionDriver:
             self._timer.cancel()
         self._on_ended(code, reason)
 
+    def _detach(self, subflow: Subflow) -> None:
+        del self.sockets[subflow]
+        self.session.detach(subflow, self.loop.now)
+
+    def _take_sample(self, source: SubflowSocket) -> None:
+        """Tell the engine how the path of a subflow is, and do what follows from it."""
+        if self.session.on_sample(source.subflow, source.measure(), self.loop.now):
+            self.lost(source, "silent while others work")
+        elif source.is_worn_out:
+            self.lost(source, "its keys have been used enough")
+        else:
+            source.follow_lowat()
+
     def _update_touched(self) -> None:
         touched = self.session.touched
         self.session.touched = []
         for stream in touched:
             stream.touched = False
-            if stream.user is not None:
-                stream.user.update()
+            if stream.watcher is not None:
+                stream.watcher.update()
 
     def _announce_opened(self) -> None:
         opened = self.session.opened
         self.session.opened = []
         for stream in opened:
             self._on_opened(stream)
-
-    def _read_on(self) -> None:
-        waiting = self._waiting
-        for _ in range(len(waiting)):
-            if not self.may_read:
-                break
-            source = next(iter(waiting))
-            del waiting[source]
-            source.read_on()
-        if waiting:
-            self.loop.call_soon(self._read_on)
-        self.progress()
 
     def _set_timer(self) -> None:
         when = self.session.deadline()
@@ -273,15 +281,16 @@ class SessionDriver:
         if self.ended:
             return
         for subflow in self.session.on_time(self.loop.now):
-            self.lost(subflow.user, "no answer")
+            self.lost(self.sockets[subflow], "no answer")
         self.progress()
 
     def _measure(self) -> None:
         self._measuring = False
         if self.ended:
             return
-        for subflow in list(self.session.subflows.values()):
-            subflow.user.measure(self.loop.now)
+        for source in list(self.sockets.values()):
+            if not source.closed:
+                self._take_sample(source)
         self.session.rescue(self.loop.now)
         self.session.watch_demand(self.loop.now)
         self.progress()

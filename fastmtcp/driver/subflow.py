@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from fastmtcp.driver.tcp_info import sample
+from fastmtcp.driver.turn import Turn
+from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.io.buffers import Buffer
-from fastmtcp.io.loop import OUT, RDHUP, READ
+from fastmtcp.io.buffers import Buffer, BufferPool
+from fastmtcp.io.loop import OUT, RDHUP, READ, Loop
 from fastmtcp.io.tcp import abort, set_lowat, text_address
 from fastmtcp.security.tls import Tls
-
-if TYPE_CHECKING:
-    from fastmtcp.driver.session import SessionDriver
 
 _READS = 8
 """Reads in a row before other sockets get their turn."""
@@ -22,17 +21,33 @@ _READS = 8
 _IOV_MAX = 1000
 
 
+class SubflowEvents(Protocol):
+    """What a socket of a subflow tells its session."""
+
+    def received(self, source: SubflowSocket, view: memoryview) -> None:
+        """Bytes came in. What cannot be handled in this turn is kept in `source.rest`."""
+
+    def lost(self, source: SubflowSocket, reason: str) -> None:
+        """The connection has ended, or is of no use any more."""
+
+    def progress(self) -> None:
+        """Something has moved, or can: the socket takes bytes again, for one."""
+
+
 class SubflowSocket:
     """A connected, authenticated, non-blocking socket that carries frames of one session."""
 
     __slots__ = (
-        "_driver",
+        "_events",
         "_fd",
+        "_loop",
         "_lowat",
         "_out",
+        "_pool",
         "_rdhup",
         "_sock",
         "_tls",
+        "_turn",
         "closed",
         "on_lost",
         "peer",
@@ -42,14 +57,20 @@ class SubflowSocket:
 
     def __init__(
         self,
-        driver: SessionDriver,
+        loop: Loop,
+        pool: BufferPool,
+        turn: Turn,
+        events: SubflowEvents,
         sock: socket.socket,
         subflow: Subflow,
         peer: str,
         on_lost: Callable[[str], None] | None,
         tls: Tls | None = None,
     ) -> None:
-        self._driver = driver
+        self._loop = loop
+        self._pool = pool
+        self._turn = turn
+        self._events = events
         self._sock = sock
         self._tls = tls
         self._fd = sock.fileno()
@@ -64,9 +85,8 @@ class SubflowSocket:
         """What the kernel does not take yet, as it goes over the wire."""
         self._rdhup = False
         self._lowat = subflow.lowat
-        subflow.user = self
         subflow.ready = True
-        driver.loop.watch(self._fd, self.on_event)
+        loop.watch(self._fd, self.on_event)
 
     def on_event(self, mask: int) -> None:
         if mask & OUT and not self.subflow.ready:
@@ -76,18 +96,19 @@ class SubflowSocket:
                 self._rdhup = True
             self.read()
         if not self.closed:
-            self._driver.progress()
+            self._events.progress()
 
     def read(self) -> None:
         """Take what has arrived. Everything is always read: credit, not the socket, is what
         keeps a peer from sending."""
-        driver = self._driver
-        pool = driver.pool
+        turn = self._turn
+        events = self._events
+        pool = self._pool
         tls = self._tls
         for _ in range(_READS):
             if self.closed:
                 return
-            if self.rest is not None or not driver.may_read:
+            if self.rest is not None or not turn.may_read:
                 break
             space = pool.reserve()
             try:
@@ -98,22 +119,22 @@ class SubflowSocket:
             except BlockingIOError:
                 return
             except OSError as error:
-                driver.lost(self, error.strerror or str(error))
+                events.lost(self, error.strerror or str(error))
                 return
             if not count:
-                driver.lost(self, "closed by the peer")
+                events.lost(self, "closed by the peer")
                 return
             drained = count < len(space) and not self._rdhup
             del space
-            driver.received(self, pool.commit(count))
+            events.received(self, pool.commit(count))
             if drained and self.rest is None:
                 return
-        driver.read_later(self)
+        turn.read_later(self)
 
     def read_on(self) -> None:
         """Go on where read() stopped."""
-        if self.rest is not None and not self.closed and self._driver.may_read:
-            self._driver.received(self, self.rest)
+        if self.rest is not None and not self.closed and self._turn.may_read:
+            self._events.received(self, self.rest)
         self.read()
 
     def addresses(self) -> tuple[str, str]:
@@ -137,14 +158,14 @@ class SubflowSocket:
         except BlockingIOError:
             count = 0
         except OSError as error:
-            self._driver.lost(self, error.strerror or str(error))
+            self._events.lost(self, error.strerror or str(error))
             return
         if count < size:
             self.subflow.ready = False
             self._out = _rest(buffers, count)
 
-    def last_words(self, data: bytes) -> None:
-        """Send a farewell if the socket takes it now, and close."""
+    def goodbye(self, data: bytes) -> None:
+        """Send a last frame if the socket takes it now, and close."""
         if not self._out:
             try:
                 buffers: list[Buffer] = [data]
@@ -160,7 +181,7 @@ class SubflowSocket:
         if self.closed:
             return
         self.closed = True
-        self._driver.loop.unwatch(self._fd)
+        self._loop.unwatch(self._fd)
         self._out = []
         self.rest = None
         if reset:
@@ -168,19 +189,21 @@ class SubflowSocket:
         else:
             self._sock.close()
 
-    def measure(self, now: float) -> None:
-        """Tell the engine what the kernel knows of the path, and follow its low-water mark."""
-        subflow = self.subflow
-        known = sample(self._sock) or subflow.own_sample()
-        if self._driver.session.on_sample(subflow, known, now):
-            self._driver.lost(self, "silent while others work")
-            return
-        if self._tls is not None and self._tls.is_worn_out:
-            self._driver.lost(self, "its keys have been used enough")
-            return
-        if abs(subflow.lowat - self._lowat) * 4 > self._lowat:
-            self._lowat = subflow.lowat
-            set_lowat(self._sock, subflow.lowat)
+    def measure(self) -> Sample:
+        """What the kernel knows of the path; where it tells nothing, what the peer reports."""
+        return sample(self._sock) or self.subflow.own_sample()
+
+    @property
+    def is_worn_out(self) -> bool:
+        """True if its TLS keys have been used for as much as they are good for."""
+        return self._tls is not None and self._tls.is_worn_out
+
+    def follow_lowat(self) -> None:
+        """Set the low-water mark that the engine wants by now."""
+        wanted = self.subflow.lowat
+        if abs(wanted - self._lowat) * 4 > self._lowat:
+            self._lowat = wanted
+            set_lowat(self._sock, wanted)
 
     def _flush(self) -> None:
         out = self._out
@@ -190,7 +213,7 @@ class SubflowSocket:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._driver.lost(self, error.strerror or str(error))
+                self._events.lost(self, error.strerror or str(error))
                 return
             out = self._out = _rest(out, count)
             if out and len(out) < _IOV_MAX:

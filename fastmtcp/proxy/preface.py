@@ -86,7 +86,7 @@ class Preface(Dialogue):
 
 
 class Waiting:
-    """An application that waits for its target: the user of its stream until there is a relay.
+    """An application that waits for its target: it watches its stream until there is a relay.
 
     Calls `connected()`, when it has sent `answer`, or `refused(code)`, once; neither if the
     application goes away before.
@@ -108,7 +108,7 @@ class Waiting:
         self._connected = connected
         self._refused = refused
         self._over = False
-        stream.user = self
+        stream.watcher = self
         loop.watch(sock.fileno(), self._on_event)
 
     def update(self) -> None:

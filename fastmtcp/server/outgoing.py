@@ -43,7 +43,7 @@ class Outgoing:
         self._stream = stream
         self._target = target
         self._send_proxy = config.send_proxy if permits is None else "off"
-        stream.user = self
+        stream.watcher = self
         self._dial = Dial(
             loop,
             resolver,
@@ -94,6 +94,6 @@ class Outgoing:
             log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
         else:
             log.warning("cannot connect to target %s: %s", self._target, reason)
-        self._stream.user = None
+        self._stream.watcher = None
         self._stream.reset(code)
         self._session.driver.progress()

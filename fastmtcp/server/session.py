@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.endpoint import host_of
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.security.identity import Verifier
 from fastmtcp.status.document import PathInfo
@@ -36,4 +38,10 @@ class ServerSession:
         return []  # only the client knows them; here they show by its addresses
 
     def path_of(self, subflow: Subflow) -> str:
-        return host_of(subflow.user.peer)
+        return host_of(self.socket_of(subflow).peer)
+
+    def socket_of(self, subflow: Subflow) -> SubflowSocket:
+        return self.driver.sockets[subflow]
+
+    def application_of(self, stream: Stream) -> str:
+        return self.driver.application_of(stream)

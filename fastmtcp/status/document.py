@@ -14,6 +14,7 @@ import msgspec
 
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 
 FORMAT = 1
@@ -193,6 +194,16 @@ class PathInfo(msgspec.Struct, kw_only=True):
     trouble: str = ""
 
 
+class ObservedSocket(Protocol):
+    """The socket of a subflow, as the status command shows it."""
+
+    def addresses(self) -> tuple[str, str]:
+        """The local and the remote one; empty once the connection is gone."""
+
+    def srtt(self) -> float | None:
+        """Smoothed round-trip time in seconds; None if the system does not tell."""
+
+
 class Observed(Protocol):
     """A session as its role shows it to the status command."""
 
@@ -212,6 +223,12 @@ class Observed(Protocol):
 
     def path_of(self, subflow: Subflow) -> str:
         """The name of the path that a subflow takes."""
+
+    def socket_of(self, subflow: Subflow) -> ObservedSocket:
+        """The socket of a subflow that is in the session."""
+
+    def application_of(self, stream: Stream) -> str:
+        """The address of the application behind a stream; empty without one."""
 
 
 class Observable(Protocol):

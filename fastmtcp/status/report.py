@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 
-from fastmtcp.driver.relay import Relay
 from fastmtcp.engine import snapshot
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
@@ -158,7 +157,8 @@ class View:
     def _subflow(self, of: Subflow) -> status.SubflowStatus:
         shot = snapshot.subflow(of, self._now)
         rate_up, rate_down = self._rate(of)
-        local, remote = of.user.addresses()
+        sock = self._observed.socket_of(of)
+        local, remote = sock.addresses()
         sent, received = shot.bytes_sent, shot.bytes_received
         return status.SubflowStatus(
             id=shot.subflow_id,
@@ -169,7 +169,7 @@ class View:
             state=shot.state,
             age=shot.age,
             silent=shot.silent,
-            srtt=of.user.srtt(),
+            srtt=sock.srtt(),
             estimate=shot.estimate,
             rate_up=rate_up,
             rate_down=rate_down,
@@ -182,7 +182,7 @@ class View:
 
     def stream(self, of: Stream, target: str) -> status.StreamStatus:
         shot = snapshot.stream(of, self._now)
-        application = of.user.address() if isinstance(of.user, Relay) else ""
+        application = self._observed.application_of(of)
         if self._session.opener and of.source:
             # Also while it waits for its target, and behind a load balancer.
             application = of.source

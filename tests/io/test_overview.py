@@ -10,10 +10,11 @@ import pytest
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.loop import Loop
 from fastmtcp.status import report
-from fastmtcp.status.document import InstanceStatus, PathInfo
+from fastmtcp.status.document import InstanceStatus, ObservedSocket, PathInfo
 from fastmtcp.workers import overview, reporter
 from fastmtcp.workers.channel import Channel, Message, StatusPart, StatusRequest, pair
 from fastmtcp.workers.overview import Overview
@@ -30,6 +31,12 @@ class Shown:
 
     def paths(self) -> list[PathInfo]:
         return []
+
+    def socket_of(self, subflow: Subflow) -> ObservedSocket:
+        raise AssertionError("it has no subflows")
+
+    def application_of(self, stream: Stream) -> str:
+        return ""
 
     def path_of(self, subflow: Subflow) -> str:
         return "a"

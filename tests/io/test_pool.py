@@ -461,8 +461,8 @@ def test_a_server_that_has_forgotten_the_session_ends_it(world: World) -> None:
     client = world.client(port)
     client.until_up(4)
     server._sessions.clear()
-    for subflow in list(client.session.session.subflows.values()):
-        client.session.driver.lost(subflow.user, "the test")
+    for subflow in list(client.session.driver.sockets.values()):
+        client.session.driver.lost(subflow, "the test")
     world.until(lambda: world.ended)
     assert world.ended == ["the server does not know the session any more"]
     turn(world.loop, 20)
@@ -476,8 +476,8 @@ def test_a_stopped_pool_dials_no_more(world: World) -> None:
     world.until(lambda: client.has_express)
     client.session.retire()
     slots = client.pool._slots()
-    for subflow in list(client.session.session.subflows.values()):
-        client.session.driver.lost(subflow.user, "the test")
+    for subflow in list(client.session.driver.sockets.values()):
+        client.session.driver.lost(subflow, "the test")
     client.pool.network_changed(frozenset())
     client.pool.set_target(client.pool.paths[0], 5)
     client.pool.set_paths([])

@@ -208,7 +208,8 @@ def test_a_reset_stream_resets_its_application_and_says_why(
         application, target = joined.pair()
         (stream,) = getattr(joined, side).session.streams.values()
         stream.reset(ResetCode.REFUSED)
-        stream.user.update()
+        assert stream.watcher is not None
+        stream.watcher.update()
         getattr(joined, side).driver.progress()
         joined.until(lambda: is_reset(application) and is_reset(target))
         assert "reset: the target refused the connection" in caplog.text

@@ -69,7 +69,7 @@ class App:
         self._allowed = 0
         self._deaf = False
         self._biting = False
-        stream.user = self
+        stream.watcher = self
         clock = host.clock
         for when, size in script.writes:
             clock.after(when, partial(self._allow, size))
@@ -166,7 +166,6 @@ class End:
         self.closed = False
         self._rest = b""
         self._sampled_at = 0.0
-        subflow.user = self
         subflow.ready = True
         out.on_room = self._on_room
         incoming.on_bytes = self._on_bytes
@@ -272,7 +271,8 @@ class Host:
             raise AssertionError("the session never comes to rest")
         gone, session.gone = session.gone, []
         for lost in gone:
-            self.drop(lost.user)
+            if lost.subflow_id in self.ends:
+                self.drop(self.ends[lost.subflow_id])
         self.check()
         self._arm()
 
@@ -308,8 +308,8 @@ class Host:
         touched, session.touched = session.touched, []
         for stream in touched:
             stream.touched = False
-            if stream.user is not None:
-                stream.user.update()
+            if stream.watcher is not None:
+                stream.watcher.update()
         opened, session.opened = session.opened, []
         for stream in opened:
             self.accept(stream)
@@ -327,7 +327,7 @@ class Host:
             return
         self._timer_at = None
         for subflow in self.session.on_time(self.clock.now):
-            self.drop(subflow.user)
+            self.drop(self.ends[subflow.subflow_id])
         self.settle()
 
     def _refuse(self, stream: Stream) -> None:

@@ -11,6 +11,7 @@ from fastmtcp.engine import snapshot
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.status import report
@@ -41,15 +42,22 @@ class Shown:
         self.session_id = b"\x12" * 16
         self.peer = "somewhere"
         self._paths = list(paths)
-        for subflow in session.subflows.values():
-            subflow.user = Socket("a" if subflow.subflow_id % 2 == 0 else "b")
+        self._sockets = {
+            subflow: Socket("a" if subflow.subflow_id % 2 == 0 else "b")
+            for subflow in session.subflows.values()
+        }
 
     def paths(self) -> list[PathInfo]:
         return self._paths
 
     def path_of(self, subflow: Subflow) -> str:
-        path: str = subflow.user.path
-        return path
+        return self.socket_of(subflow).path
+
+    def socket_of(self, subflow: Subflow) -> Socket:
+        return self._sockets[subflow]
+
+    def application_of(self, _stream: Stream) -> str:
+        return ""
 
 
 class Role:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
 from fastmtcp.engine.streams.receive_side import ReceiveSide
@@ -14,6 +14,13 @@ from fastmtcp.engine.wire.errors import ResetCode
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session
     from fastmtcp.engine.subflows.subflow import Subflow
+
+
+class StreamWatcher(Protocol):
+    """Whoever wants to know what happens to a stream: a relay, or what comes before it."""
+
+    def update(self) -> None:
+        """Something has happened to the stream: look at it."""
 
 
 class Stream:
@@ -46,7 +53,7 @@ class Stream:
         "stream_id",
         "target",
         "touched",
-        "user",
+        "watcher",
     )
 
     def __init__(
@@ -76,8 +83,8 @@ class Stream:
         said or about to be. See `connected`."""
         self.reset_code: ResetCode | None = None
         """Set once the stream was reset, by either side."""
-        self.user: Any = None
-        """The relay that belongs to this stream."""
+        self.watcher: StreamWatcher | None = None
+        """Is told when something happens to this stream."""
         self.touched = False
         self.rescued_at = 0.0
         self.avoid: Subflow | None = None

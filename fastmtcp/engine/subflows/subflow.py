@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -104,7 +104,6 @@ class Subflow:
         "subflow_id",
         "suspect",
         "suspect_since",
-        "user",
     )
 
     def __init__(
@@ -114,8 +113,6 @@ class Subflow:
         self.role = role
         self.sends = sends
         """True if this side may send data on it."""
-        self.user: Any = None
-        """The socket that belongs to this subflow."""
         self.ready = False
         """True if the socket would take bytes now."""
         self.inflight: deque[tuple[Stream, int, int]] = deque()
