@@ -151,7 +151,7 @@ class SessionDriver:
         """Close a retiring subflow if nothing is lost by it; false if it still carries data."""
         if source.closed:
             return True
-        if source.subflow.is_carrying() or not source.subflow.ready:
+        if source.subflow.inflight.has_unacked() or not source.subflow.ready:
             return False
         source.close(reset=False)
         self._detach(source.subflow)

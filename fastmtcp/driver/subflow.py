@@ -8,7 +8,7 @@ from typing import Protocol
 
 from fastmtcp.driver.tcp_info import sample
 from fastmtcp.driver.turn import Turn
-from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.rate import Sample, reported
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.buffers import Buffer, BufferPool
 from fastmtcp.io.loop import OUT, RDHUP, READ, Loop
@@ -84,7 +84,7 @@ class SubflowSocket:
         self._out: list[Buffer] = []
         """What the kernel does not take yet, as it goes over the wire."""
         self._rdhup = False
-        self._lowat = subflow.lowat
+        self._lowat = subflow.speed.lowat
         subflow.ready = True
         loop.watch(self._fd, self.on_event)
 
@@ -191,7 +191,7 @@ class SubflowSocket:
 
     def measure(self) -> Sample:
         """What the kernel knows of the path; where it tells nothing, what the peer reports."""
-        return sample(self._sock) or self.subflow.own_sample()
+        return sample(self._sock) or reported(self.subflow.delivery)
 
     @property
     def is_worn_out(self) -> bool:
@@ -200,7 +200,7 @@ class SubflowSocket:
 
     def follow_lowat(self) -> None:
         """Set the low-water mark that the engine wants by now."""
-        wanted = self.subflow.lowat
+        wanted = self.subflow.speed.lowat
         if abs(wanted - self._lowat) * 4 > self._lowat:
             self._lowat = wanted
             set_lowat(self._sock, wanted)

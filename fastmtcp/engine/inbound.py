@@ -11,7 +11,7 @@ from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.delivery import Reports
-from fastmtcp.engine.subflows.subflow import Doubt, Subflow
+from fastmtcp.engine.subflows.subflow import Cause, State, Subflow
 from fastmtcp.engine.wire.codec import FrameReader
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode, reset_code
 from fastmtcp.engine.wire.frames import (
@@ -217,13 +217,13 @@ class Inbound:
             return
         # To doubt a subflow is work for each stream: a peer cannot have it done without end.
         if not subflow.stalls or self._now - subflow.suspect_since >= 1.0:
-            subflow.become_suspect(Doubt.PEER, self._now)
+            subflow.become_suspect(Cause.PEER, self._now)
             self._session.doubt(subflow)
 
     def _on_gone(self, frame: Gone) -> None:
         subflow = self._session.subflows.get(frame.subflow)
-        if subflow is not None and not subflow.gone:
-            subflow.gone = True
+        if subflow is not None and subflow.state is not State.GONE:
+            subflow.end()
             self._session.gone.append(subflow)
 
     def _on_reset(self, frame: Reset) -> None:

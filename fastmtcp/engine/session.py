@@ -136,6 +136,7 @@ class Session:
         self._inbound.detach(subflow)
         self._reports.forget(subflow)
         subflow.ready = False
+        subflow.end()
         self._now = now
         self._lanes.refresh(self.subflows.values())
         if not self.subflows:
@@ -153,7 +154,7 @@ class Session:
 
     def retire(self, subflow: Subflow) -> None:
         """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
-        subflow.retiring = True
+        subflow.retire()
         self._lanes.refresh(self.subflows.values())
 
     # --- streams ------------------------------------------------------------------------
@@ -233,7 +234,8 @@ class Session:
     def idle(self) -> bool:
         """True if nothing is on its way and no subflow needs watching."""
         return not any(
-            subflow.in_flight or subflow.is_carrying() for subflow in self.subflows.values()
+            subflow.awaits_ack or subflow.inflight.has_unacked()
+            for subflow in self.subflows.values()
         )
 
     @property
@@ -296,8 +298,9 @@ class Session:
             size = len(blob)
         scheduler = self._scheduler
         control = size
-        left = min(subflow.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
+        left = min(subflow.speed.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
         bulk = subflow.lane == BULK
+        probing = self._lanes.probing is subflow
         frames = 0
         while left > 0 and frames < MAX_BATCH:
             stream = scheduler.next(bulk=bulk)
@@ -305,16 +308,16 @@ class Session:
                 break
             start, stop = stream.send.pull(left)
             size += self._data_frame(stream, start, stop, out)
-            subflow.carry(stream, start, stop)
+            subflow.inflight.add(stream, start, stop)
             stream.count_sent(stop - start, now)
             left -= stop - start
             frames += 1
             scheduler.add(stream, now)
             self.touch(stream)
-            if subflow.probing:
-                subflow.probing = False
+            if probing:
+                self._lanes.probing = None
                 if stream.send.on_lost(start, stop):
-                    stream.avoid = subflow
+                    stream.avoid = subflow.subflow_id
                     scheduler.promote(stream)
                 break
         if size:
@@ -352,7 +355,7 @@ class Session:
             self.doubt(subflow)
         if changed:
             self._lanes.refresh(others)
-        return watch.is_dead(subflow, others, now)
+        return watch.is_to_be_replaced(subflow, others, now)
 
     def doubt(self, subflow: Subflow) -> None:
         """`subflow` has become suspect: say elsewhere what may be stuck on it."""

@@ -120,7 +120,7 @@ def subflow(of: Subflow, now: float) -> SubflowSnapshot:
         state=_state(of),
         age=_seconds(now - of.created_at),
         silent=_seconds(now - of.heard_at),
-        estimate=round(of.rate),
+        estimate=round(of.speed.rate),
         bytes_sent=of.bytes_sent,
         bytes_received=of.bytes_received,
         unacked=_unacked(of),

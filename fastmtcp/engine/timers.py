@@ -70,7 +70,7 @@ class Upkeep:
             return []
         dead = []
         for subflow in session.subflows.values():
-            if liveness.is_dead(subflow, session.limits, now):
+            if liveness.is_unanswered(subflow, session.limits, now):
                 dead.append(subflow)
             elif liveness.wants_ping(subflow, session.limits, now):
                 session.say(subflow, Ping(int(now)))

@@ -345,7 +345,7 @@ def test_shrinking_under_load_loses_nothing(world: World, up: bool) -> None:
     assert receiving.result() == content
     # Each was drained, and closed only then.
     world.until(lambda: len(engine.subflows) == 3)
-    assert not any(s.is_carrying() for s in shrunk)
+    assert not any(s.inflight.has_unacked() for s in shrunk)
     # Nor were they given anything more.
     assert [s.bytes_sent for s in shrunk] == sent
 

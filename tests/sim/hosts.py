@@ -12,7 +12,7 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.rate import Sample, reported
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
@@ -188,7 +188,7 @@ class End:
 
     def sample(self) -> Sample:
         """What the system knows, or what the peer's reports tell."""
-        return self.subflow.own_sample() if self.out.path.blind else self.out.sample()
+        return reported(self.subflow.delivery) if self.out.path.blind else self.out.sample()
 
     def _on_room(self) -> None:
         if self.closed:

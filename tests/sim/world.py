@@ -233,7 +233,7 @@ class World:
             assert session.gaps.free == session.limits.max_gaps
             assert not session.touched
             assert not session.opened
-            assert not any(subflow.is_carrying() for subflow in session.subflows.values())
+            assert not any(subflow.inflight.has_unacked() for subflow in session.subflows.values())
             assert all(not subflow.inflight for subflow in session.subflows.values())
 
     def describe(self) -> str:

@@ -84,7 +84,7 @@ def test_what_a_relay_swallows_goes_out_elsewhere_and_the_peer_is_told() -> None
     mine, _ = pair.open(b"start")
     client = pair.client
     relay, direct = client.subflows.values()
-    relay.chunk = direct.chunk = 16 * KIB
+    relay.speed.chunk = direct.speed.chunk = 16 * KIB
     mine.write(bytes(200_000))
     now = pair.now
     for subflow in (relay, direct):
@@ -168,20 +168,20 @@ class TestRelays:
     def test_what_it_hoards_shows_the_true_rate(self) -> None:
         subflow = Subflow(1, 0.0)
         now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=100)
-        assert subflow.rate == pytest.approx(1e6, rel=0.15)
+        assert subflow.speed.rate == pytest.approx(1e6, rel=0.15)
         # What was held has been read: after a while the kernel is believed again.
         subflow.delivery.on_got(subflow.bytes_sent, now)
         subflow.on_sample(self.NEXT_DOOR, now + 0.1)
-        assert subflow.rate == pytest.approx(1e6, rel=0.15)
+        assert subflow.speed.rate == pytest.approx(1e6, rel=0.15)
         subflow.on_sample(self.NEXT_DOOR, now + 2.1)
-        assert subflow.rate == self.NEXT_DOOR.delivery_rate
+        assert subflow.speed.rate == self.NEXT_DOOR.delivery_rate
 
     def test_the_rate_is_kept_while_it_is_given_less(self) -> None:
         subflow = Subflow(1, 0.0)
         now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=60)
         subflow.delivery.on_got(subflow.bytes_sent, now)
         self.run(subflow, now, per_step=1_000, read=1_000, steps=50)
-        assert subflow.rate == pytest.approx(1e6, rel=0.15)
+        assert subflow.speed.rate == pytest.approx(1e6, rel=0.15)
 
     def test_reports_that_take_their_time_are_no_relay(self) -> None:
         subflow = Subflow(1, 0.0)
@@ -193,4 +193,4 @@ class TestRelays:
             subflow.delivery.on_got((step - 4) * 50_000, now)
             # One step is still on its way in the kernel.
             subflow.on_sample(Sample(0.01, 5e6, False, 0, 50_000, 0), now)
-        assert subflow.rate == 5e6
+        assert subflow.speed.rate == 5e6

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine.limits import MIB, START_RATE, Limits
-from fastmtcp.engine.scheduling.head_of_line import PERIOD, Gate, Guard
+from fastmtcp.engine.scheduling.head_of_line import Gate
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.subflows.guard import PERIOD, Guard
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
 
@@ -86,31 +87,31 @@ class TestProbing:
         rate, now = 10_000.0, 0.0
         while rate < 1e6:
             young.on_sample(sample(rate, 0.1), now := now + 0.11)
-            assert young.may_probe(now)
+            assert young.speed.may_probe(now)
             rate *= 2
         for _ in range(5):
             young.on_sample(sample(1e6, 0.1), now := now + 0.11)
-        assert not young.may_probe(now)
+        assert not young.speed.may_probe(now)
         # From time to time it is looked at again.
-        assert young.may_probe(now + 10)
+        assert young.speed.may_probe(now + 10)
 
     def test_one_that_copies_never_fill_is_taken_for_what_it_was_at_the_beginning(self) -> None:
         young = Subflow(0, 0.0)
         young.on_sample(sample(1000.0, 0.001), 0.1)
-        assert young.rate == 1000.0
-        assert young.may_probe(0.1)
-        assert young.may_probe(0.5)
-        assert not young.may_probe(0.7)
-        assert young.rate == START_RATE
+        assert young.speed.rate == 1000.0
+        assert young.speed.may_probe(0.1)
+        assert young.speed.may_probe(0.5)
+        assert not young.speed.may_probe(0.7)
+        assert young.speed.rate == START_RATE
         young.on_sample(sample(1000.0, 0.001), 2.0)
-        assert young.rate == 1000.0
+        assert young.speed.rate == 1000.0
 
     def test_what_the_application_limits_says_nothing(self) -> None:
         young = Subflow(0, 0.0)
         for step in range(20):
             young.on_sample(sample(1000.0, 0.1, app_limited=True), step * 0.11)
-        assert young.rate == 0.0
-        assert young.may_probe(3.0)
+        assert young.speed.rate == 0.0
+        assert young.speed.may_probe(3.0)
 
 
 class TestGuard:

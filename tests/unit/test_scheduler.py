@@ -146,23 +146,23 @@ def test_a_stream_is_small_until_it_sent_much_and_again_after_a_rest() -> None:
 def test_chunk_and_low_water_mark_follow_the_rate(rate: float, chunk: int, lowat: int) -> None:
     subflow = Subflow(0, NOW)
     subflow.on_sample(sample(rate), NOW)
-    assert (subflow.rate, subflow.chunk, subflow.lowat) == (rate, chunk, lowat)
+    assert (subflow.speed.rate, subflow.speed.chunk, subflow.speed.lowat) == (rate, chunk, lowat)
 
 
 def test_the_rate_is_the_largest_of_the_last_second() -> None:
     subflow = Subflow(0, NOW)
     for after, rate, seen in ((0, 9e6, 9e6), (0.2, 5e6, 9e6), (0.9, 4e6, 9e6), (1.1, 3e6, 5e6)):
         subflow.on_sample(sample(rate), NOW + after)
-        assert subflow.rate == seen
+        assert subflow.speed.rate == seen
 
 
 def test_application_limited_samples_count_only_if_they_are_higher() -> None:
     subflow = Subflow(0, NOW)
     subflow.on_sample(sample(9e6), NOW)
     subflow.on_sample(sample(1e6, app_limited=True), NOW + 2)
-    assert subflow.rate == 9e6
+    assert subflow.speed.rate == 9e6
     subflow.on_sample(sample(10e6, app_limited=True), NOW + 2)
-    assert subflow.rate == 10e6
+    assert subflow.speed.rate == 10e6
 
 
 def test_pick_takes_the_subflow_with_the_earliest_arrival() -> None:
@@ -178,7 +178,7 @@ def test_pick_takes_the_subflow_with_the_earliest_arrival() -> None:
     # What is queued delays what comes after it, until it has drained at the path's rate.
     session.pull(near, NOW)
     session.pull(near, NOW)
-    assert near.arrival(NOW) == pytest.approx(0.005 + near.bytes_sent / 1e6)
+    assert near.speed.eta(NOW) == pytest.approx(0.005 + near.bytes_sent / 1e6)
     assert session.pick(NOW) is far
     assert session.pick(NOW + 1) is near
     near.ready = far.ready = False
@@ -188,22 +188,22 @@ def test_pick_takes_the_subflow_with_the_earliest_arrival() -> None:
 def test_bytes_that_the_kernel_holds_delay_an_arrival() -> None:
     subflow = Subflow(0, NOW)
     subflow.on_sample(sample(1e6, rtt=0.04, not_sent=100_000), NOW)
-    assert subflow.arrival(NOW) == pytest.approx(0.02 + 0.1)
-    assert subflow.arrival(NOW + 0.05) == pytest.approx(0.02 + 0.05)
-    assert subflow.arrival(NOW + 5) == pytest.approx(0.02)
+    assert subflow.speed.eta(NOW) == pytest.approx(0.02 + 0.1)
+    assert subflow.speed.eta(NOW + 0.05) == pytest.approx(0.02 + 0.05)
+    assert subflow.speed.eta(NOW + 5) == pytest.approx(0.02)
 
 
 def test_carrying_forgets_what_is_acknowledged() -> None:
     streams = Streams()
     stream = streams.stream()
     subflow = Subflow(0, NOW)
-    assert not subflow.is_carrying()
+    assert not subflow.inflight.has_unacked()
     for start in range(0, 50, 10):
         stream.send.pull(10)
-        subflow.carry(stream, start, start + 10)
+        subflow.inflight.add(stream, start, start + 10)
     stream.send.on_ack(40, 0)
-    assert subflow.is_carrying()
+    assert subflow.inflight.has_unacked()
     assert len(subflow.inflight) == 1
     stream.send.on_ack(50, 0)
-    assert not subflow.is_carrying()
+    assert not subflow.inflight.has_unacked()
     assert not subflow.inflight

@@ -19,7 +19,7 @@ def assert_nothing_is_left(pair: Pair) -> None:
         assert session.held == 0
         assert session.pool.free == session.limits.window_pool
         assert session.gaps.free == session.limits.max_gaps
-        assert not any(subflow.is_carrying() for subflow in session.subflows.values())
+        assert not any(subflow.inflight.has_unacked() for subflow in session.subflows.values())
         assert all(not subflow.inflight for subflow in session.subflows.values())
 
 

@@ -8,6 +8,7 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.subflows.role import Role
+from fastmtcp.engine.subflows.subflow import Cause
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
 from tests.unit.wire import START, Pair, collect, feed
@@ -129,9 +130,10 @@ def test_the_state_of_a_subflow() -> None:
     subflow = session.attach(7, START)
     shot = snapshot.subflow(subflow, START + 3)
     assert (shot.subflow_id, shot.state, shot.age, shot.silent) == (7, "active", 3.0, 3.0)
-    for name in ("suspect", "retiring"):
-        setattr(subflow, name, True)
-        assert snapshot.subflow(subflow, START).state == name
+    subflow.become_suspect(Cause.KERNEL, START)
+    assert snapshot.subflow(subflow, START).state == "suspect"
+    subflow.retire()
+    assert snapshot.subflow(subflow, START).state == "retiring"
 
 
 def test_silence_ends_with_what_comes_in() -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from fastmtcp.engine.scheduling.head_of_line import Gate
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.engine.subflows.subflow import Subflow
+from fastmtcp.engine.subflows.subflow import State, Subflow
 
 CONTROL, SWIFT, BULK = range(3)
+
+_STAYING = (State.ACTIVE, State.SUSPECT)
 
 _PATIENCE = 0.1
 """Seconds that a small stream may wait for a subflow that is busy, if it gains more by that."""
@@ -26,7 +28,7 @@ class Lanes:
     `subflow.lane` says what a subflow may carry: CONTROL frames only, SWIFT streams too, or BULK.
     """
 
-    __slots__ = ("_any", "_bulk", "_swift", "gate", "held_back")
+    __slots__ = ("_any", "_bulk", "_swift", "gate", "held_back", "probing")
 
     def __init__(self) -> None:
         self._any: list[Subflow] = []
@@ -34,13 +36,17 @@ class Lanes:
         self._bulk: list[Subflow] = []
         self.gate = Gate()
         self.held_back: Subflow | None = None
+        """The ready subflow that pick_bulk() has passed over, as it is too slow."""
+        self.probing: Subflow | None = None
+        """The one that pick_bulk() has chosen only to find out its rate: the chunk goes out on
+        another as well."""
 
     def refresh(self, subflows: Iterable[Subflow]) -> None:
         """Sort the subflows anew. Where all are suspect, none is: there is nothing better."""
         everyone = list(subflows)
         for subflow in everyone:
             subflow.lane = CONTROL
-        staying = [subflow for subflow in everyone if not subflow.retiring] or everyone
+        staying = [subflow for subflow in everyone if subflow.state in _STAYING] or everyone
         self._any = [subflow for subflow in staying if not subflow.suspect] or staying
         senders = [subflow for subflow in self._any if subflow.sends]
         senders = senders or [subflow for subflow in staying if subflow.sends]
@@ -76,32 +82,33 @@ class Lanes:
         best = _earliest(self._swift, now)
         if best is None or len(self._swift) == 1:
             return best
-        limit = best.arrival(now) - _PATIENCE
+        limit = best.speed.eta(now) - _PATIENCE
         for other in self._swift:
-            if other.arrival(now) < limit and now - other.progress_at < _PATIENCE:
+            if other.speed.eta(now) < limit and now - other.progress_at < _PATIENCE:
                 return None
         return best
 
     def pick_bulk(self, stream: Stream, streams: int, now: float) -> Subflow | None:
         """The ready subflow on which a chunk of `stream`, one of `streams` that send, would arrive
         first. None if there is none, or if it is so slow that waiting for another is better:
-        `held_back` then says which it is."""
+        `held_back` then says which it is. `probing` says whether its rate is to be found out."""
         self.held_back = None
+        self.probing = None
         if len(self._bulk) == 1:
             only = self._bulk[0]
             return only if only.ready else None
         ready = [subflow for subflow in self._bulk if subflow.ready]
-        if stream.avoid is not None and stream.send.lost and stream.avoid in ready:
+        if stream.avoid >= 0 and stream.send.lost:
             # A copy of what this very subflow holds up.
-            ready.remove(stream.avoid)
+            ready = [subflow for subflow in ready if subflow.subflow_id != stream.avoid]
         if len(ready) > 1:
-            ready.sort(key=lambda subflow: subflow.arrival(now))
+            ready.sort(key=lambda subflow: subflow.speed.eta(now))
         for subflow in ready:
             if self.gate.is_open(subflow, stream, streams, now):
                 return subflow
         for subflow in ready:
-            if subflow.may_probe(now):
-                subflow.probing = True
+            if subflow.speed.may_probe(now):
+                self.probing = subflow
                 return subflow
         if ready:
             self.held_back = ready[0]
@@ -113,8 +120,8 @@ def _earliest(subflows: list[Subflow], now: float) -> Subflow | None:
     earliest = 0.0
     for subflow in subflows:
         if subflow.ready:
-            arrival = subflow.arrival(now)
-            if best is None or arrival < earliest:
+            eta = subflow.speed.eta(now)
+            if best is None or eta < earliest:
                 best = subflow
-                earliest = arrival
+                earliest = eta
     return best

@@ -51,10 +51,11 @@ def is_idle(stream: Stream, timeout: float, now: float) -> bool:
 
 def wants_ping(subflow: Subflow, limits: Limits, now: float) -> bool:
     """True if a silent subflow should be asked now; notes that it is."""
-    subflow.is_carrying()
-    if subflow.delivered:
+    inflight = subflow.inflight
+    inflight.has_unacked()
+    if inflight.delivered:
         # A data-level ACK for it is as good as a word on it.
-        subflow.delivered = False
+        inflight.delivered = False
         subflow.heard_at = now
         subflow.pinged_at = None
     if subflow.pinged_at is not None or now - subflow.heard_at < limits.ping_interval:
@@ -63,9 +64,9 @@ def wants_ping(subflow: Subflow, limits: Limits, now: float) -> bool:
     return True
 
 
-def is_dead(subflow: Subflow, limits: Limits, now: float) -> bool:
-    """True if a subflow has not answered. After a pause of our own the PING has only just been
-    sent, so what counts is both the silence and how long the PING is out."""
+def is_unanswered(subflow: Subflow, limits: Limits, now: float) -> bool:
+    """True if a subflow is dead, as nothing has answered its PING. After a pause of our own the
+    PING has only just been sent, so what counts is both the silence and how long it is out."""
     return (
         subflow.pinged_at is not None
         and now - subflow.heard_at >= limits.subflow_timeout

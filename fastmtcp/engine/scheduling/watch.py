@@ -11,7 +11,7 @@ from collections.abc import Collection
 from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.rate import Sample
-from fastmtcp.engine.subflows.subflow import Doubt, Subflow
+from fastmtcp.engine.subflows.subflow import Cause, Subflow
 
 STALL = 0.2
 """A subflow with unacknowledged bytes and no progress for this long, seconds, or three round
@@ -37,14 +37,14 @@ def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> boo
     It is not the path's fault if the peer's window is closed, or if nobody gets anything through:
     then the peer is busy, or everything is down and there is nowhere else to go.
     """
-    if not subflow.in_flight or subflow.peer_window == 0:
+    if not subflow.awaits_ack or subflow.peer_window == 0:
         return False
-    if now - subflow.progress_at < max(STALL, 3 * subflow.rtt):
+    if now - subflow.progress_at < max(STALL, 3 * subflow.speed.rtt):
         return False
     return any(
         other is not subflow
         and not other.suspect
-        and (not other.in_flight or now - other.progress_at < _FRESH)
+        and (not other.awaits_ack or now - other.progress_at < _FRESH)
         for other in others
     )
 
@@ -55,7 +55,7 @@ def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) ->
     delivery = subflow.delivery
     if not delivery.waits:
         return False
-    if now - delivery.progress_at < max(UNDELIVERED, 3 * subflow.rtt, delivery.patience):
+    if now - delivery.progress_at < max(UNDELIVERED, 3 * subflow.speed.rtt, delivery.patience):
         return False
     return any(
         other is not subflow and now - other.delivery.progress_at < _FRESH and other.delivery.waits
@@ -68,14 +68,13 @@ def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: f
     subflow.on_sample(sample, now)
     if subflow.suspect:
         if subflow.is_cleared():
-            subflow.suspect = False
-            subflow.doubt = Doubt.NONE
+            subflow.clear()
             return True
         return False
     if is_stalled(subflow, others, now):
-        subflow.become_suspect(Doubt.KERNEL, now)
+        subflow.become_suspect(Cause.KERNEL, now)
     elif is_undelivered(subflow, others, now):
-        subflow.become_suspect(Doubt.DELIVERY, now)
+        subflow.become_suspect(Cause.DELIVERY, now)
     return subflow.suspect
 
 
@@ -83,19 +82,19 @@ def judge(lanes: Lanes, everyone: Collection[Subflow], now: float) -> bool:
     """Set subflows aside that cost more than they bring, and try again those that were. True if
     any has changed."""
     changed = False
-    total = sum(subflow.rate for subflow in lanes.bulk)
+    total = sum(subflow.speed.rate for subflow in lanes.bulk)
     for subflow in everyone:
-        others = total - (0 if subflow.guard.aside else subflow.rate)
+        others = total - (0 if subflow.guard.aside else subflow.speed.rate)
         if subflow.guard.judge(subflow.through, others, now):
             changed = True
     return changed
 
 
-def is_dead(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
+def is_to_be_replaced(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
     """True if a suspect subflow should be given up: others work, and it had its time."""
     return (
         subflow.suspect
-        and subflow.doubt is not Doubt.PEER  # then the peer gives it up
+        and subflow.cause is not Cause.PEER  # then the peer gives it up
         and now - subflow.suspect_since >= REPLACE_AFTER
         and any(not other.suspect for other in others)
     )
@@ -111,9 +110,9 @@ def rescue(lanes: Lanes, elapsed: float, now: float) -> list[tuple[Subflow, Stre
     """
     found = []
     for holder in lanes.bulk:
-        if not holder.is_carrying():
+        if not holder.inflight.has_unacked():
             continue
-        stream, start, stop = holder.inflight[0]
+        stream, start, stop = holder.inflight.first
         send = stream.send
         if send.sendable or not start <= send.acked < stop:
             continue
@@ -122,12 +121,12 @@ def rescue(lanes: Lanes, elapsed: float, now: float) -> list[tuple[Subflow, Stre
             continue
         if send.blocked:
             holder.guard.blame(elapsed)
-        if now - stream.rescued_at < max(best.rtt, 0.02):
+        if now - stream.rescued_at < max(best.speed.rtt, 0.02):
             continue
-        size = min(stop - send.acked, best.chunk)
-        there = best.arrival(now) + size / (best.rate or holder.rate or 1e6)
+        size = min(stop - send.acked, best.speed.chunk)
+        there = best.speed.eta(now) + size / (best.speed.rate or holder.speed.rate or 1e6)
         if there < _SOONER * holder.drain_time(now):
             stream.rescued_at = now
-            stream.avoid = holder
+            stream.avoid = holder.subflow_id
             found.append((holder, stream, send.acked, send.acked + size))
     return found

@@ -13,7 +13,6 @@ from fastmtcp.engine.wire.errors import ResetCode
 
 if TYPE_CHECKING:
     from fastmtcp.engine.session import Session
-    from fastmtcp.engine.subflows.subflow import Subflow
 
 
 class StreamWatcher(Protocol):
@@ -87,8 +86,8 @@ class Stream:
         """Is told when something happens to this stream."""
         self.touched = False
         self.rescued_at = 0.0
-        self.avoid: Subflow | None = None
-        """The subflow that holds up this stream: the copy of the range must not go there."""
+        self.avoid = -1
+        """Id of the subflow that holds up this stream: the copy of the range must not go there."""
         self.queue: deque[Stream] | None = None
         """The scheduler's queue that this stream waits in."""
         self.probe_mark = (-2, -2)
