@@ -383,7 +383,7 @@ class Session:
         lanes = self._lanes
         free = lanes.held_back is None and any(subflow.ready for subflow in lanes.bulk)
         waits = self._scheduler.first_bulk is not None and bool(lanes.bulk) and not free
-        if self.demand.look(waits, now) and not self.opener:
+        if self.demand.sample(waits, now) and not self.opener:
             # Only the client opens subflows.
             self._outbox.hint(Busy())
 

@@ -13,11 +13,11 @@ from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
 
 
 def looks(demand: Demand, pattern: list[bool], start: float = START) -> list[float]:
-    """When it says that there is demand, with a look every SAMPLE_EVERY seconds."""
+    """When it says that there is demand, with a sample every SAMPLE_EVERY seconds."""
     return [
         start + n * SAMPLE_EVERY
         for n, waits in enumerate(pattern)
-        if demand.look(waits, start + n * SAMPLE_EVERY)
+        if demand.sample(waits, start + n * SAMPLE_EVERY)
     ]
 
 
@@ -41,7 +41,7 @@ def test_data_that_waits_now_and_then_is_no_demand(pattern: list[bool]) -> None:
 def test_a_pause_is_no_demand() -> None:
     demand = Demand()
     looks(demand, [True] * 10)
-    assert not demand.look(True, START + 60)
+    assert not demand.sample(True, START + 60)
     assert looks(demand, [True] * 20, START + 60)
 
 

@@ -1,44 +1,50 @@
-"""Whether more subflows might help: bulk data waits, and every subflow that may carry it is full.
+"""Finds out whether more subflows might make this side's streams faster.
 
-A sender that is held back by its application, by a slow reader or by the window has nothing that
-waits for a subflow most of the time, whatever the subflows do.
+They might if bulk data waits for a subflow, since all that may carry it are full, most of the time.
+If the application sends slowly, the receiver reads slowly or the flow-control window is too small,
+then that is what limits a stream: no data waits for a subflow most of the time, however many or few
+subflows there are.
 """
 
 from __future__ import annotations
 
 PERIOD = 0.25
-"""Seconds over which it is judged: long against the bursts in which credit and data come."""
+"""Seconds. Credit and data come in bursts, which are short against this."""
 
 _MOST = 0.6
+"""The share of the samples in a period in which data must wait."""
+
 _FEWEST = 3
+"""Samples that a period must have."""
 
 
 class Demand:
-    """Looks of one side at its queue, every SAMPLE_EVERY seconds while anything is on its way."""
+    """Counts in how many samples data was waiting. Samples are taken every SAMPLE_EVERY seconds
+    (fastmtcp.engine.scheduling.watch) while anything is on its way, and not at other times."""
 
-    __slots__ = ("_looks", "_since", "_waiting", "at")
+    __slots__ = ("_samples", "_since", "_waiting", "at")
 
     def __init__(self) -> None:
         self.at = float("-inf")
-        """When a period last ended in which data waited most of the time."""
+        """When a period in which data waited most of the time has last ended."""
         self._since = float("-inf")
-        self._looks = 0
+        self._samples = 0
         self._waiting = 0
 
-    def look(self, waits: bool, now: float) -> bool:
-        """Data waits for a subflow now, or does not. True at the end of a period in which it
-        waited most of the time."""
-        self._looks += 1
+    def sample(self, waits: bool, now: float) -> bool:
+        """Take one sample: whether data waits for a subflow now. True if a period ends with it in
+        which data waited most of the time."""
+        self._samples += 1
         self._waiting += waits
         period = now - self._since
         if period < PERIOD:
             return False
-        # Nobody looks while nothing is on its way: then a period is long, or has few looks.
-        found = (
-            period < 2 * PERIOD and self._looks >= _FEWEST and self._waiting >= _MOST * self._looks
-        )
+        # While nothing was on its way there were no samples. A period that began before that is
+        # too long or has too few samples, and says nothing.
+        known = period < 2 * PERIOD and self._samples >= _FEWEST
+        found = known and self._waiting >= _MOST * self._samples
         self._since = now
-        self._looks = self._waiting = 0
+        self._samples = self._waiting = 0
         if found:
             self.at = now
         return found

@@ -1,7 +1,8 @@
-"""Watches the subflows' progress: silence, and ranges that hold up a stream.
+"""Watches the progress of subflows: finds those that have fallen silent, and ranges that hold up
+their streams.
 
-All of it hangs on the samples of the operating system, one for each subflow every 20 ms while
-something is on its way.
+The caller takes a sample of each subflow every 20 ms while anything is on its way (TCP_INFO), and
+calls these functions with it.
 """
 
 from __future__ import annotations
@@ -14,28 +15,33 @@ from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Cause, Subflow
 
 STALL = 0.2
-"""A subflow with unacknowledged bytes and no progress for this long, seconds, or three round
-trips if that is more, is suspect. A policer or a lost burst recovers sooner."""
+"""Seconds, or three round trips if that is more. A subflow is suspect when bytes of it are on their
+way and the other kernel has acknowledged nothing for so long. After a lost burst, or behind a
+policer (a router that drops what is above a rate), TCP goes on sooner."""
 
 UNDELIVERED = 0.4
-"""The same for what the peer's process reads: it may pause for a moment, and its reports wait for
-company."""
+"""Seconds in the same sense for what the peer's process reads. They are more, since the process may
+pause for a moment and sends a report only together with other control frames."""
 
 REPLACE_AFTER = 3.0
-"""A subflow that has been suspect for this long is closed, and dialled again."""
+"""Seconds. A subflow that has been suspect for so long is closed; the client connects another."""
 
 SAMPLE_EVERY = 0.02
 """Seconds between the samples of a subflow."""
 
 _FRESH = 0.15
+"""Seconds. A subflow that has made progress within these works."""
+
 _SOONER = 0.7
+"""A range is sent a second time if that takes at most this share of the time of the first copy."""
 
 
 def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
-    """True if the path of `subflow` has gone silent.
+    """True if the path of `subflow` has fallen silent while another one works.
 
-    It is not the path's fault if the peer's window is closed, or if nobody gets anything through:
-    then the peer is busy, or everything is down and there is nowhere else to go.
+    A closed TCP window means that the peer is busy, which is no fault of the path. If none of the
+    subflows makes progress, the peer is busy or all paths are down: in both cases it does not help
+    to send the bytes again on another subflow.
     """
     if not subflow.awaits_ack or subflow.peer_window == 0:
         return False
@@ -43,15 +49,15 @@ def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> boo
         return False
     return any(
         other is not subflow
-        and not other.suspect
+        and other.works
         and (not other.awaits_ack or now - other.progress_at < _FRESH)
         for other in others
     )
 
 
 def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
-    """True if the peer reads nothing of what was sent on `subflow`, though it reads from others:
-    it is stuck in a relay, or behind one."""
+    """True if the peer's process reads nothing of what was sent on `subflow`, though it reads what
+    others bring: the bytes are stuck in a relay, or behind one."""
     delivery = subflow.delivery
     if not delivery.waits:
         return False
@@ -64,7 +70,7 @@ def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) ->
 
 
 def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: float) -> bool:
-    """Take a sample. True if `subflow` became suspect, or is no longer."""
+    """Take a sample of `subflow`. True if that makes it suspect, or clears it."""
     subflow.on_sample(sample, now)
     if subflow.suspect:
         if subflow.is_cleared():
@@ -79,8 +85,8 @@ def update(subflow: Subflow, sample: Sample, others: Collection[Subflow], now: f
 
 
 def judge(lanes: Lanes, everyone: Collection[Subflow], now: float) -> bool:
-    """Set subflows aside that cost more than they bring, and try again those that were. True if
-    any has changed."""
+    """Let each subflow's guard judge it: one that costs the others more than it brings is set
+    aside, and is used again after a while. True if that has changed for any."""
     changed = False
     total = sum(subflow.speed.rate for subflow in lanes.bulk)
     for subflow in everyone:
@@ -91,22 +97,25 @@ def judge(lanes: Lanes, everyone: Collection[Subflow], now: float) -> bool:
 
 
 def is_to_be_replaced(subflow: Subflow, others: Collection[Subflow], now: float) -> bool:
-    """True if a suspect subflow should be given up: others work, and it had its time."""
+    """True if a subflow has been suspect for too long, while others work: it should be closed."""
     return (
         subflow.suspect
-        and subflow.cause is not Cause.PEER  # then the peer gives it up
+        # What the peer suspects, the peer closes.
+        and subflow.cause is not Cause.PEER
         and now - subflow.suspect_since >= REPLACE_AFTER
-        and any(not other.suspect for other in others)
+        and any(other.works for other in others)
     )
 
 
 def rescue(lanes: Lanes, elapsed: float, now: float) -> list[tuple[Subflow, Stream, int, int]]:
-    """Ranges to send once more because they hold up their stream: holder, stream, start, stop.
+    """Ranges to send once more because they hold up their streams. Each is given as the subflow
+    that carries it, the stream, and where it starts and stops.
 
-    A stream with nothing to send, because its window is full or its end has been sent, waits for
-    its lowest range. If that is on a subflow where it will take longer than on the best one that
-    is free, it is sent there too: at most once per round trip. `elapsed` are the seconds since
-    the last call, which the guard counts.
+    A stream that can send nothing new, as its window is full or its end is sent, only waits for
+    the acknowledgement of its lowest range. If another subflow is ready on which that range would
+    arrive clearly sooner than on the one that carries it, it is sent there too, at most once in a
+    round trip. `elapsed` are the seconds since the last call: the subflow's guard is told that the
+    stream has stood still for so long.
     """
     found = []
     for holder in lanes.bulk:

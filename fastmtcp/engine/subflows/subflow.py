@@ -137,6 +137,11 @@ class Subflow:
     # --- its state ------------------------------------------------------------------------
 
     @property
+    def works(self) -> bool:
+        """True if it gets through what it carries, as far as we know."""
+        return self.state is State.ACTIVE or self.state is State.RETIRING
+
+    @property
     def suspect(self) -> bool:
         return self.state is State.SUSPECT or self.state is State.STUCK
 
@@ -145,7 +150,9 @@ class Subflow:
         return self.state is State.RETIRING or self.state is State.STUCK
 
     def become_suspect(self, cause: Cause, now: float) -> None:
-        self.state = _WHEN_SUSPECT.get(self.state, self.state)
+        if self.state not in _WHEN_SUSPECT:
+            return
+        self.state = _WHEN_SUSPECT[self.state]
         self.cause = cause
         self.suspect_since = now
         self.stalls += 1
