@@ -173,9 +173,8 @@ class SessionDriver:
         return watcher.address() if isinstance(watcher, Relay) else ""
 
     def progress(self) -> None:
-        """Let everything move that can: relays whose streams were touched, subflows that have
-        something to send. A call from within does nothing: the outer one goes on until nothing
-        moves."""
+        """Let everything move that can: relays whose streams were updated, subflows that have
+        something to send. Not re-entrant: an inner call does nothing."""
         if self._busy:
             return
         if self.ended:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fastmtcp.engine.scheduling.head_of_line import Gate
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import NO_SUBFLOW, Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import State, Subflow
 
@@ -98,7 +98,7 @@ class Lanes:
             only = self._bulk[0]
             return only if only.ready else None
         ready = [subflow for subflow in self._bulk if subflow.ready]
-        if stream.avoid >= 0 and stream.send.lost:
+        if stream.avoid != NO_SUBFLOW and stream.send.lost:
             # A copy of what this very subflow holds up.
             ready = [subflow for subflow in ready if subflow.subflow_id != stream.avoid]
         if len(ready) > 1:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fastmtcp.engine.session import Session
 
 
+NO_SUBFLOW = -1
+"""Stands for a subflow's id where there is none."""
+
+
 class StreamWatcher(Protocol):
     """Whoever wants to know what happens to a stream: a relay, or what comes before it."""
 
@@ -86,7 +90,7 @@ class Stream:
         """Is told when something happens to this stream."""
         self.touched = False
         self.rescued_at = 0.0
-        self.avoid = -1
+        self.avoid = NO_SUBFLOW
         """Id of the subflow that holds up this stream: the copy of the range must not go there."""
         self.queue: deque[Stream] | None = None
         """The scheduler's queue that this stream waits in."""
