@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastmtcp._version import __version__
+
 if TYPE_CHECKING:
     from fastmtcp.api.aio import AsyncServer, open_connection, start_server
     from fastmtcp.api.client import Client, create_connection
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from fastmtcp.api.server import Server
     from fastmtcp.api.thread import ForkedError
     from fastmtcp.errors import ConfigError, FastmtcpError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncServer",

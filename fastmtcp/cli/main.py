@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import click
 
-from fastmtcp import __version__
+from fastmtcp._version import __version__
 from fastmtcp.cli.options import EXIT_CODES, run, version_option
 
 

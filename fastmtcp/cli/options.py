@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from fastmtcp import __version__
+from fastmtcp._version import __version__
 from fastmtcp.config import settings
 from fastmtcp.config.common import Config
 from fastmtcp.errors import FastmtcpError, in_a_sentence

@@ -16,6 +16,7 @@ from fastmtcp.config.checks import (
 from fastmtcp.config.common import Config, Timeout, check_file
 from fastmtcp.config.connections import EXPECTED, Connections
 from fastmtcp.config.ingress import Forward, WayIn
+from fastmtcp.config.limits import ClientLimits
 from fastmtcp.config.path import PathSpec
 from fastmtcp.config.settings import (
     LIMITS,
@@ -28,7 +29,7 @@ from fastmtcp.config.settings import (
     check_file_name,
 )
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import ClientLimits, Limits
+from fastmtcp.engine.limits import Limits
 from fastmtcp.errors import ConfigError
 from fastmtcp.security.identity import NAME_FORM, is_name
 from fastmtcp.security.link import parse_fingerprint
@@ -281,7 +282,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def paths(self) -> tuple[PathSpec, ...]:
-        """The paths to use; those of a link are filled in by fastmtcp.credentials."""
+        """The paths to use; those of a link are filled in by fastmtcp.config.credentials."""
         return _USUAL_PATHS if self.server is None else self.server
 
     @property

@@ -1,8 +1,8 @@
 """What the settings of client and server have in common: default, unit and check of each.
 
 The command-line options and their `--help`, the keys of the TOML file and the values that the
-processes get are all made from fastmtcp.client_config and fastmtcp.server_config, by
-fastmtcp.settings.
+processes get are all made from fastmtcp.config.client and fastmtcp.config.server, by
+fastmtcp.config.settings.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ import msgspec
 
 from fastmtcp.config.checks import check_destination, check_limits, check_listen
 from fastmtcp.config.common import Config, Timeout, check_file
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.config.settings import LIMITS, LISTENING, SECURITY, TARGET, Setting, SettingError
 from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import ServerLimits
 
 ProxyHeaders = Literal["off", "v1", "v2"]
 

@@ -1,7 +1,7 @@
 """Settings in general: what one is, and how a Struct of them is read from options and a TOML file.
 
 A key in the file is the option's name with `_` for `-`. Options win over the file. The Structs
-themselves are in fastmtcp.config, fastmtcp.client_config and fastmtcp.server_config.
+themselves are in fastmtcp.config.common, fastmtcp.config.client and fastmtcp.config.server.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     this process -> fastmtcp-client -> N x throttle -> fastmtcp-server -> target
 
-All of them are processes on this machine. The target (`demo_traffic`) sends or receives, this
+All of them are processes on this machine. The target (`traffic`) sends or receives, this
 process is the application at the other end, and what is measured is what arrives there.
 """
 

@@ -1,6 +1,6 @@
 """The two ends of a demo transfer: a sender, a receiver that checks every byte, and a target.
 
-As a module (`python -m fastmtcp.demo_traffic`) it is the target: it listens on a free port of
+As a module (`python -m fastmtcp.demo.traffic`) it is the target: it listens on a free port of
 127.0.0.1, names it in a `ready` line on standard error, and serves one connection at a time until
 SIGTERM. A connection starts with a Request; what the target counted goes to standard output as
 lines of JSON, each a Sample.

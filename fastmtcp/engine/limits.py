@@ -1,8 +1,8 @@
-"""Every limit, in one place, each with what it protects against.
+"""The limits of a session, each with what it protects against.
 
-All sizes are bytes, all times seconds. The fields of ServerLimits and ClientLimits that have a
-Meta are the keys of the table [limits] in a configuration file; the rest is fixed, most of it by
-the wire. docs/SECURITY.md says what happens at each.
+All sizes are bytes, all times seconds. The fields of Limits that have a Meta are keys of the table
+[limits] in a configuration file (fastmtcp.config.limits); the rest is fixed, most of it by the
+wire. docs/SECURITY.md says what happens at each.
 """
 
 from __future__ import annotations
@@ -15,39 +15,6 @@ from msgspec import Meta
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
-
-MAX_MESSAGE = 1024
-"""Bytes of a handshake message: before the proof a peer can make us hold this much."""
-
-HANDSHAKE_TIMEOUT = 5.0
-"""Seconds from the connection to the last word of the handshake: a peer that says nothing costs
-no more than this long."""
-
-MAX_PER_ADDRESS = 256
-"""Strangers of one address at once: one machine alone cannot take all places. A client that starts
-with all the connections it may have needs 120 for each worker."""
-
-ACCEPT_RATE = 300.0
-"""Strangers a second, and as many at once after a pause. A handshake takes up to half a millisecond
-of the worker's time, so a flood leaves 85% of it to the sessions."""
-
-REFUSED_COST = 0.1
-"""What one counts for that is closed at once."""
-
-FREE_FAILURES = 20
-"""Handshakes of one address that may fail before it is slowed down: guessing keys, garbage."""
-
-FORGIVE_EVERY = 5.0
-"""Seconds after which one failure is forgotten."""
-
-MAX_FAILURES = 60
-"""More are not counted, so that an address is at its best again after five minutes."""
-
-SLOW_EVERY = 1.0
-"""Seconds between two handshakes of an address that is slowed down."""
-
-MAX_ADDRESSES = 4096
-"""Addresses whose failures are remembered; then the one that failed least recently is forgotten."""
 
 MAX_HEADER = 512
 """An endless header would let a peer make us buffer without limit."""
@@ -139,29 +106,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stream_idle_timeout: IdleTime = 0.0
     """A stream on which nothing moved for this long is reset; 0 is never. A peer that opens streams
     and says nothing holds a connection to the target for each."""
-
-
-class ClientLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of a client worker and its session."""
-
-
-class ServerLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Limits of a server worker and its sessions."""
-
-    max_handshakes: Annotated[int, Meta(ge=1, le=65536)] = 1024
-    """Connections of one worker that have not proved anything yet: more are closed at once."""
-
-    max_sessions: Annotated[int, Meta(ge=1, le=65536)] = 1024
-    """Sessions of one worker: clients that make ever new ones cost no more than this many."""
-
-    max_client_sessions: Annotated[int, Meta(ge=1, le=65536)] = 256
-    """Of those, sessions of one client: it cannot take all places."""
-
-    max_client_streams: Annotated[int, Meta(ge=8, le=1 << 20)] = 16384
-    """Streams of one client in one worker, in all its sessions: each has a descriptor."""
-
-    opens_per_second: Annotated[float, Meta(ge=0, le=1e6)] = 5000.0
-    session_idle_timeout: IdleTime = 0.0
 
 
 SMALL_STREAM = 128 * KIB

@@ -36,8 +36,8 @@ def _digest(text: bytes) -> bytes:
 
 
 def load(path: str | os.PathLike[str]) -> Login:
-    """Read a file with USER:PASSWORD in one line. Raises ConfigError as fastmtcp.keys.load, or
-    if there is something else in it; nothing of it is repeated."""
+    """Read a file with USER:PASSWORD in one line. Raises ConfigError as
+    fastmtcp.security.keys.load, or if there is something else in it; nothing of it is repeated."""
     content = keys.read_private(path, "login file", _MAX_FILE, "write USER:PASSWORD to it")
     user, colon, password = content.removesuffix(b"\n").removesuffix(b"\r").partition(b":")
     name = f"login file {keys.redact(str(path))}"

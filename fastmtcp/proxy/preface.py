@@ -29,7 +29,7 @@ _FAREWELL_READS = 64
 
 
 class Opening(Protocol):
-    """What is said, without sockets: fastmtcp.proxy_requests, fastmtcp.proxy_header."""
+    """What is said, without sockets: fastmtcp.proxy.requests, fastmtcp.proxy.header."""
 
     @property
     def done(self) -> bool:

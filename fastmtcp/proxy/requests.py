@@ -1,6 +1,6 @@
 """What an application says to us as a proxy, and what it is told: SOCKS5 (RFC 1928, 1929) and HTTP
 (CONNECT, RFC 9110, 9.3.6; and http:// in absolute form, RFC 9112, 3.2.2) on one port. Sans-IO, as
-fastmtcp.proxy_protocol, which is the other side.
+fastmtcp.proxy.upstream, which is the other side.
 
 The answer waits until it is known whether the target is connected: connected() and refused() have
 its bytes. Names are not looked up here: the server does it.

@@ -1,7 +1,7 @@
 """A server's list of clients: a file with one line for each, `NAME STORED-KEY SERVER-KEY`.
 
-Both keys are hexadecimal; what they are is in fastmtcp.identity. The file is replaced as a whole,
-so a server that reads it while it changes sees the old list or the new one.
+Both keys are hexadecimal; what they are is in fastmtcp.security.identity. The file is replaced as
+a whole, so a server that reads it while it changes sees the old list or the new one.
 """
 
 from __future__ import annotations

@@ -27,7 +27,6 @@ from typing import TypeVar
 
 import msgspec
 
-from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.frames import VERSION
 from fastmtcp.errors import PeerError
@@ -39,6 +38,13 @@ FORM = 1
 
 NEW_SESSION = 0xFFFF
 """In the place of the worker, for a session that is yet to be made."""
+
+MAX_MESSAGE = 1024
+"""Bytes of a handshake message: before the proof a peer can make us hold this much."""
+
+HANDSHAKE_TIMEOUT = 5.0
+"""Seconds from the connection to the last word of the handshake: a peer that says nothing costs
+no more than this long."""
 
 NONCE_SIZE = 32
 SESSION_ID_SIZE = 16
@@ -118,7 +124,7 @@ def new_session_id(worker: int) -> bytes:
 
 class Hello(msgspec.Struct, array_like=True, tag=1):
     """`client` is its name; `session` is empty for a new session; `subflow` is unique within its
-    session; `role` are the flags of fastmtcp.engine.role.Role."""
+    session; `role` are the flags of fastmtcp.engine.subflows.role.Role."""
 
     versions: list[int]
     client: str

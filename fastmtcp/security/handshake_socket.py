@@ -1,4 +1,4 @@
-"""Runs a handshake (fastmtcp.auth) on a socket, within a few KiB and a few seconds."""
+"""Runs a handshake (fastmtcp.security.handshake) on a socket: a few KiB and a few seconds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import Loop
 from fastmtcp.security.handshake import (
+    HANDSHAKE_TIMEOUT,
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,

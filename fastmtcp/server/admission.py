@@ -10,17 +10,33 @@ from __future__ import annotations
 
 import ipaddress
 
-from fastmtcp.engine.limits import (
-    ACCEPT_RATE,
-    FORGIVE_EVERY,
-    FREE_FAILURES,
-    MAX_ADDRESSES,
-    MAX_FAILURES,
-    MAX_PER_ADDRESS,
-    REFUSED_COST,
-    SLOW_EVERY,
-)
 from fastmtcp.engine.quota import Bucket
+
+MAX_PER_ADDRESS = 256
+"""Unauthenticated connections of one address at once: one machine alone cannot take all places. A client that starts
+with all the connections it may have needs 120 for each worker."""
+
+ACCEPT_RATE = 300.0
+"""Unauthenticated connections a second, and as many at once after a pause. A handshake takes up to half a millisecond
+of the worker's time, so a flood leaves 85% of it to the sessions."""
+
+REFUSED_COST = 0.1
+"""What one counts for that is closed at once."""
+
+FREE_FAILURES = 20
+"""Handshakes of one address that may fail before it is slowed down: guessing keys, garbage."""
+
+FORGIVE_EVERY = 5.0
+"""Seconds after which one failure is forgotten."""
+
+MAX_FAILURES = 60
+"""More are not counted, so that an address is at its best again after five minutes."""
+
+SLOW_EVERY = 1.0
+"""Seconds between two handshakes of an address that is slowed down."""
+
+MAX_ADDRESSES = 4096
+"""Addresses whose failures are remembered; then the one that failed least recently is forgotten."""
 
 
 class _Record:

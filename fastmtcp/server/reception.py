@@ -7,8 +7,9 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.endpoint import host_of
-from fastmtcp.engine.limits import START_LOWAT, ServerLimits
+from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import GoneError
 from fastmtcp.io.listener import Listener

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import partial
 
 from fastmtcp.config import targets
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.driver.drain import Drain
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.engine.quota import Client, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals

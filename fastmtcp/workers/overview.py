@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from fastmtcp import __version__
+from fastmtcp._version import __version__
 from fastmtcp.io.loop import Loop
 from fastmtcp.status import document as status
 from fastmtcp.status.document import InstanceStatus, TotalsStatus, WorkerReport, WorkerStatus

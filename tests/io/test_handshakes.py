@@ -9,12 +9,12 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket as handshakes
 from fastmtcp.security.handshake import (
+    MAX_MESSAGE,
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,

@@ -7,7 +7,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from fastmtcp.engine.limits import OPEN_WORK, TURN_WORK, ServerLimits
+from fastmtcp.config.limits import ServerLimits
+from fastmtcp.engine.limits import OPEN_WORK, TURN_WORK
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset

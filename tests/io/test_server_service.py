@@ -9,16 +9,17 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import HANDSHAKE_TIMEOUT, ServerLimits
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Frame, Open, Reset
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.security.handshake import (
+    HANDSHAKE_TIMEOUT,
     NONCE_SIZE,
     SESSION_ID_SIZE,
     ClientHandshake,

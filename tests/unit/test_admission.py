@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.limits import (
+from fastmtcp.server import admission
+from fastmtcp.server.admission import (
     ACCEPT_RATE,
     FORGIVE_EVERY,
     FREE_FAILURES,
@@ -11,9 +12,8 @@ from fastmtcp.engine.limits import (
     MAX_FAILURES,
     MAX_PER_ADDRESS,
     SLOW_EVERY,
+    Admission,
 )
-from fastmtcp.server import admission
-from fastmtcp.server.admission import Admission
 
 MOST = 1024
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from fastmtcp.engine.limits import MAX_MESSAGE
 from fastmtcp.engine.wire.frames import VERSION
 from fastmtcp.errors import PeerError
 from fastmtcp.security.handshake import (
     FORM,
     MAGIC,
+    MAX_MESSAGE,
     NEW_SESSION,
     NONCE_SIZE,
     PREAMBLE_SIZE,

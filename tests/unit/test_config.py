@@ -12,10 +12,10 @@ from fastmtcp.config import settings
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import EXPECTED, Connections, fit
 from fastmtcp.config.ingress import WayIn
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.engine.limits import ServerLimits
 from fastmtcp.errors import ConfigError
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings

@@ -20,12 +20,15 @@ from fastmtcp.config import settings
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.common import Config
 from fastmtcp.config.connections import MAX_CONNECTIONS
+from fastmtcp.config.limits import ClientLimits, ServerLimits
 from fastmtcp.config.path import KEYS, PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.engine import limits
-from fastmtcp.engine.limits import KIB, MIB, ClientLimits, Limits, ServerLimits
+from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.errors import ConfigError
-from fastmtcp.status import document as status
+from fastmtcp.security import handshake
+from fastmtcp.server import admission
+from fastmtcp.status import document
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -292,13 +295,13 @@ def test_the_readme_has_every_key_of_the_status() -> None:
     rows = re.findall(r"^\| (\w+) \| (`\w+`.*) \|$", README, re.MULTILINE)
     documented = {name: re.findall(r"`(\w+)`", keys) for name, keys in rows}
     kinds: dict[str, type[msgspec.Struct]] = {
-        "instance": status.InstanceStatus,
-        "worker": status.WorkerStatus,
-        "session": status.SessionStatus,
-        "path": status.PathStatus,
-        "subflow": status.SubflowStatus,
-        "stream": status.StreamStatus,
-        "totals": status.TotalsStatus,
+        "instance": document.InstanceStatus,
+        "worker": document.WorkerStatus,
+        "session": document.SessionStatus,
+        "path": document.PathStatus,
+        "subflow": document.SubflowStatus,
+        "stream": document.StreamStatus,
+        "totals": document.TotalsStatus,
     }
     coded = {
         name: [field.encode_name for field in msgspec.structs.fields(kind)]
@@ -339,7 +342,8 @@ def test_the_table_of_limits_has_every_limit_that_can_be_set_with_its_default() 
         for field in settings.table_fields(table)
     }
     assert {name for name in documented if name.islower()} == set(settable)
-    fixed = {name: getattr(limits, name) for name in documented if name.isupper()}
+    coded = vars(limits) | vars(handshake) | vars(admission)
+    fixed = {name: coded[name] for name in documented if name.isupper()}
     assert len(fixed) >= 8
     for name, value in {**settable, **fixed}.items():
         number, _, unit = documented[name].partition(" ")

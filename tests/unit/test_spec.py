@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fastmtcp.config.limits import ServerLimits
 from fastmtcp.engine import limits
 from fastmtcp.engine.scheduling import watch
 from fastmtcp.engine.subflows.role import Role
@@ -20,8 +21,7 @@ from fastmtcp.engine.wire.codec import FrameReader, encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import VERSION, Data, Frame, Open
 from fastmtcp.errors import PeerError
-from fastmtcp.security import handshake as auth
-from fastmtcp.security import handshake_socket as handshakes
+from fastmtcp.security import handshake, handshake_socket
 from fastmtcp.security.handshake import (
     ClientHandshake,
     Grant,
@@ -32,12 +32,19 @@ from fastmtcp.security.handshake import (
     ServerHandshake,
 )
 from fastmtcp.security.identity import Identity, unnamed
+from fastmtcp.server import admission
 
 SPEC = Path(__file__).parents[2] / "docs" / "SPEC.md"
 TEXT = SPEC.read_text(encoding="utf-8")
 
 FRAMES: tuple[type[msgspec.Struct], ...] = Frame.__args__
-MESSAGES = (auth.Hello, auth.Challenge, auth.Proof, auth.Welcome, auth.Refuse)
+MESSAGES = (
+    handshake.Hello,
+    handshake.Challenge,
+    handshake.Proof,
+    handshake.Welcome,
+    handshake.Refuse,
+)
 
 # What a sender chooses for itself and nobody else can see: no part of the wire.
 OWN_TUNING = {"MAX_BATCH", "MAX_CHUNK", "MAX_LOWAT"}
@@ -158,15 +165,15 @@ def coded_limits() -> dict[str, float]:
     """All limits of the code that a peer can notice, and those of one side, by name."""
     found: dict[str, float] = {
         name: value
-        for module in (limits, auth)
+        for module in (limits, handshake, admission)
         for name, value in vars(module).items()
         if name
         in ("NONCE_SIZE", "SESSION_ID_SIZE", "HANDSHAKE_TIMEOUT", "FREE_FAILURES", "SLOW_EVERY")
         or (name.startswith("MAX_") and name not in OWN_TUNING)
     }
     found |= {"STALL": watch.STALL, "REPLACE_AFTER": watch.REPLACE_AFTER}
-    found["ACCEPT_RATE"] = limits.ACCEPT_RATE
-    return found | msgspec.structs.asdict(limits.ServerLimits())
+    found["ACCEPT_RATE"] = admission.ACCEPT_RATE
+    return found | msgspec.structs.asdict(ServerLimits())
 
 
 def test_the_tables_of_limits_are_the_limits_of_the_code() -> None:
@@ -376,7 +383,7 @@ def test_a_refusal_has_the_documented_bytes(entry: str) -> None:
     match = re.fullmatch(r'([A-Z_]+) (".*") = ([0-9a-f ]+)', entry)
     assert match
     code, text, wire = RefuseCode[match[1]], json.loads(match[2]), bytes.fromhex(match[3])
-    assert auth.refusal(RefusedError(code, text)) == wire
+    assert handshake.refusal(RefusedError(code, text)) == wire
     client = ClientHandshake(IDENTITY, VECTORS["create.client_nonce"], 0)
     with pytest.raises(RefusedError, match=re.escape(text)) as caught:
         client.feed(wire)
@@ -386,7 +393,7 @@ def test_a_refusal_has_the_documented_bytes(entry: str) -> None:
 def refusal_of(side: ServerHandshake, data: bytes) -> bytes:
     with pytest.raises(RefusedError) as caught:
         side.feed(data)
-    return auth.refusal(caught.value)
+    return handshake.refusal(caught.value)
 
 
 def test_the_server_refuses_with_the_documented_words() -> None:
@@ -400,8 +407,8 @@ def test_the_server_refuses_with_the_documented_words() -> None:
     side = ServerHandshake(unnamed(VECTORS["key"]), nonce, Preamble(True, 0xFFFF), CERTIFICATE)
     assert side.feed(hello) == VECTORS["create.CHALLENGE"]
     assert refusal_of(side, VECTORS["create.PROOF"]) == bytes.fromhex(documented["KEY"])
-    tls = RefusedError(RefuseCode.TLS, handshakes.TLS_DIFFERS[False])
-    assert auth.refusal(tls) == bytes.fromhex(documented["TLS"])
+    tls = RefusedError(RefuseCode.TLS, handshake_socket.TLS_DIFFERS[False])
+    assert handshake.refusal(tls) == bytes.fromhex(documented["TLS"])
 
 
 def hello_of(*fields: Any) -> bytes:
@@ -439,7 +446,7 @@ def test_a_role_may_be_left_out_and_may_have_flags_that_are_not_known(
     message = b"fastmtcp 1 client\x00" + hashlib.sha256(opening).digest()
     signature = hmac.digest(VECTORS["stored_key"], message, "sha256")
     masked = bytes(a ^ b for a, b in zip(VECTORS["client_key"], signature, strict=True))
-    side.feed(auth.pack(auth.Proof(masked, b"")))
+    side.feed(handshake.pack(handshake.Proof(masked, b"")))
     assert side.request is not None
     assert Role.from_wire(side.request.role) == meant
 
