@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NoReturn
+from typing import ClassVar, NoReturn, Self
 
 import msgspec
 
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, text_value
 
 ANY_HOST = "*"
 
@@ -27,11 +27,18 @@ class Endpoint(msgspec.Struct, frozen=True, order=True):
     choose and makes sense for listening only.
     """
 
+    FORM: ClassVar[str] = "HOST:PORT"
+
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str, *, default_port: int | None = None) -> Endpoint:
+    def read(cls, value: object) -> Self:
+        """A setting's value. Raises ConfigError."""
+        return cls.parse(text_value(value, cls.FORM))
+
+    @classmethod
+    def parse(cls, text: str, *, default_port: int | None = None) -> Self:
         """Read `name:80`, `1.2.3.4:80`, `[::1]:80`, or `*:80` and `:80` for all addresses.
 
         The port may be left out where `default_port` is given. An IPv6 address always needs its

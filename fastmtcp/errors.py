@@ -15,6 +15,22 @@ class ConfigError(FastmtcpError, ValueError):
     exit_code = 2
 
 
+class FormError(ConfigError):
+    """A value is nothing that its type can read; the text says what it must be. `hint` comes behind
+    the form, also where that is said in other words."""
+
+    def __init__(self, form: str, hint: str = "") -> None:
+        super().__init__(f"must be {form}{hint}")
+        self.hint = hint
+
+
+def text_value(value: object, form: str) -> str:
+    """A setting's value, which must be a text of this form. Raises FormError."""
+    if not isinstance(value, str):
+        raise FormError(form, ", in quotes")
+    return value
+
+
 class StartError(FastmtcpError):
     """The program cannot serve here: address in use, no permission, out of descriptors."""
 

@@ -14,7 +14,7 @@ from fastmtcp.config.checks import (
     check_places,
 )
 from fastmtcp.config.common import Config, Timeout, check_file
-from fastmtcp.config.connections import EXPECTED, Connections
+from fastmtcp.config.connections import Connections
 from fastmtcp.config.ingress import Forward, WayIn
 from fastmtcp.config.limits import ClientLimits
 from fastmtcp.config.path import PathSpec
@@ -127,7 +127,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True
         Setting(
             SERVER_PATH,
             "TCP connections on each path that does not say how many, for each worker: "
-            f"{EXPECTED}, within which it finds the number that is worth it.",
+            f"{Connections.FORM}, within which it finds the number that is worth it.",
             metavar="N|MIN-MAX",
         ),
     ] = Connections(2, 16)

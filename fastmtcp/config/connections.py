@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import msgspec
 
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import FormError
 
 MAX_CONNECTIONS = 64
 """Connections of one path."""
 
-EXPECTED = f"a whole number from 1 to {MAX_CONNECTIONS}, or a range such as 2-16"
-"""What a right value is, in words."""
-
-_FORM = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
+_TEXT = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
 
 class Connections(msgspec.Struct, frozen=True):
     """From `least` to `most` connections, 1 to MAX_CONNECTIONS; if both are the same, so many."""
 
+    FORM: ClassVar[str] = f"a whole number from 1 to {MAX_CONNECTIONS}, or a range such as 2-16"
+
     least: int
     most: int
 
     @classmethod
-    def read(cls, value: object) -> Connections:
-        """Read `4`, `"4"` or `"2-16"`. Raises ConfigError with what the value must be."""
+    def read(cls, value: object) -> Self:
+        """Read `4`, `"4"` or `"2-16"`. Raises FormError."""
         if type(value) is int:
             return cls._checked(value, value)
-        match = _FORM.fullmatch(value.strip()) if isinstance(value, str) else None
+        match = _TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
         if match is None:
-            raise ConfigError(f"must be {EXPECTED}")
+            raise FormError(cls.FORM)
         return cls._checked(int(match[1]), int(match[2] or match[1]))
 
     @classmethod
-    def _checked(cls, least: int, most: int) -> Connections:
+    def _checked(cls, least: int, most: int) -> Self:
         if not 1 <= least <= most <= MAX_CONNECTIONS:
-            raise ConfigError(f"must be {EXPECTED}")
+            raise FormError(cls.FORM)
         return cls(least, most)
 
     @property

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn, cast, get_args
+from typing import Any, ClassVar, Literal, NoReturn, Self, cast, get_args
 from urllib.parse import quote, unquote
 
 import msgspec
 
 from fastmtcp.config.connections import Connections
 from fastmtcp.endpoint import ZONE, Endpoint
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, text_value
 
 ProxyKind = Literal["socks5", "http"]
 Direction = Literal["both", "up", "down"]
@@ -38,7 +38,7 @@ class Proxy(msgspec.Struct, frozen=True):
     password: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Proxy:
+    def parse(cls, text: str) -> Self:
         """Read `socks5://[USER:PASSWORD@]HOST:PORT` or the same with `http`.
 
         Raises ConfigError, in which nothing of `text` is repeated: it may be a password.
@@ -80,6 +80,8 @@ class PathSpec(msgspec.Struct, frozen=True):
     here; a `backup` is used while no other path works.
     """
 
+    FORM: ClassVar[str] = "HOST:PORT"
+
     endpoint: Endpoint
     bind: str | None = None
     dev: str | None = None
@@ -89,7 +91,15 @@ class PathSpec(msgspec.Struct, frozen=True):
     via: Proxy | None = None
 
     @classmethod
-    def parse(cls, text: str) -> PathSpec:
+    def read(cls, value: object) -> Self:
+        """A setting's value: a text, or a table of a configuration file. Raises ConfigError without
+        passwords."""
+        if isinstance(value, dict):
+            return cls._from_table(value)
+        return cls.parse(text_value(value, cls.FORM))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
         """Read `HOST:PORT` and the options behind it. Raises ConfigError without passwords."""
         address, *options = text.split(",")
         endpoint = _endpoint(address)
@@ -110,7 +120,7 @@ class PathSpec(msgspec.Struct, frozen=True):
         return cls(endpoint, **_checked(endpoint, values))
 
     @classmethod
-    def from_table(cls, table: Mapping[str, object]) -> PathSpec:
+    def _from_table(cls, table: Mapping[str, object]) -> Self:
         """Read a table of a configuration file: `address` and the options as its keys.
 
         Raises ConfigError without passwords.

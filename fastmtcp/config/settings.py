@@ -17,6 +17,8 @@ from typing import (
     Any,
     ClassVar,
     Literal,
+    Protocol,
+    Self,
     TypeVar,
     Union,
     get_args,
@@ -27,12 +29,7 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
-from fastmtcp.config.connections import EXPECTED, Connections
-from fastmtcp.config.ingress import Forward
-from fastmtcp.config.path import PathSpec
-from fastmtcp.config.targets import Rule
-from fastmtcp.endpoint import Endpoint
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, FormError
 from fastmtcp.security import keys
 
 LISTENING = "Listening"
@@ -156,14 +153,19 @@ def one_line(text: str) -> str:
     return keys.redact(plain)
 
 
-_PARSED = {
-    Endpoint: "HOST:PORT",
-    PathSpec: "HOST:PORT",
-    Rule: "HOST:PORTS",
-    Connections: EXPECTED,
-    Forward: "[BIND:]PORT:HOST:PORT",
-}
-"""Types that read themselves from a text, and the form of that."""
+class Value(Protocol):
+    """A type of settings that reads itself, from options as from a file."""
+
+    FORM: ClassVar[str]
+    """What a right value is, in words."""
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        """Raises FormError, or another ConfigError that shows the value itself."""
+
+
+def _reader(kind: Any) -> type[Value] | None:
+    return kind if hasattr(kind, "FORM") else None
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -179,7 +181,7 @@ class Field(msgspec.Struct, frozen=True):
     def is_table(self) -> bool:
         """It is a table of the file and has no option: a Struct whose fields with a Meta are the
         keys."""
-        return self.type not in _PARSED and hasattr(self.type, "__struct_fields__")
+        return _reader(self.type) is None and hasattr(self.type, "__struct_fields__")
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -214,8 +216,9 @@ class Field(msgspec.Struct, frozen=True):
         base = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
         if base is bool:
             return "true or false"
-        if base in _PARSED:
-            return _PARSED[base] + (", or a list of such" if self.many else "")
+        reader = _reader(base)
+        if reader is not None:
+            return reader.FORM + (", or a list of such" if self.many else "")
         if base is str:
             return "a text"
         number = "a whole number" if base is int else "a number"
@@ -232,15 +235,13 @@ class Field(msgspec.Struct, frozen=True):
     def _convert_one(self, value: object, source: str, *, lax: bool) -> object:
         if self.is_table:
             return self._convert_table(value, source)
-        if self.type in _PARSED and not isinstance(value, self.type):
+        reader = _reader(self.type)
+        if reader is not None and not isinstance(value, reader):
             try:
-                if isinstance(value, dict) and self.type is PathSpec:
-                    return PathSpec.from_table(value)
-                if self.type is Connections:
-                    return _connections(value)
-                if isinstance(value, str):
-                    return self.type.parse(value)
-                raise ConfigError(f"{_show(value)} must be {self.expected}, in quotes")
+                return reader.read(value)
+            except FormError as error:
+                shown = f"{_show(value)} must be {self.expected}{error.hint}"
+                raise ConfigError(f"{source}: {shown}") from None
             except ConfigError as error:
                 raise ConfigError(f"{source}: {error}") from None
         try:
@@ -302,13 +303,6 @@ def fields(config_type: type[Settings]) -> tuple[Field, ...]:
             kind = Annotated[(kind, *limits)]
         found.append(Field(info.name, kind, many, info.default, setting))
     return tuple(sorted(found, key=lambda field: GROUPS.index(field.setting.group)))
-
-
-def _connections(value: object) -> Connections:
-    try:
-        return Connections.read(value)
-    except ConfigError as error:
-        raise ConfigError(f"{_show(value)} {error}") from None
 
 
 def _read(path: str) -> dict[str, Any]:

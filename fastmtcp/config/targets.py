@@ -11,12 +11,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import ClassVar, NoReturn, Self
 
 import msgspec
 
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, text_value
 from fastmtcp.security.identity import NAME_FORM, is_name
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -95,13 +95,20 @@ class Rule(msgspec.Struct, frozen=True):
     `client` it is for the client of this name only.
     """
 
+    FORM: ClassVar[str] = "HOST:PORTS"
+
     host: str
     network: IpNetwork | None
     ports: tuple[tuple[int, int], ...]
     client: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Rule:
+    def read(cls, value: object) -> Self:
+        """A setting's value. Raises ConfigError."""
+        return cls.parse(text_value(value, cls.FORM))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
         """Read `git.example.com:22`, `*.example.com:80,443`, `10.1.0.0/16:8000-8099`,
         `[2001:db8::/32]:*` or `*:443`, each also behind `CLIENT@`. Raises ConfigError."""
         text = text.strip()
@@ -111,7 +118,7 @@ class Rule(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(cls._target(target, text), client=client)
 
     @classmethod
-    def _target(cls, target: str, text: str) -> Rule:
+    def _target(cls, target: str, text: str) -> Self:
         host, colon, ports = target.rpartition(":")
         if not colon or not host or host.startswith("[") != host.endswith("]"):
             _refuse(text, "must be HOST:PORTS, for example git.example.com:22 or 10.1.0.0/16:*")

@@ -3,26 +3,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import msgspec
 import psutil
 import pytest
-from fastmtcp.config import common as config
-from fastmtcp.config import settings
+from fastmtcp.config import common, settings
 from fastmtcp.config.client import ClientConfig
-from fastmtcp.config.connections import EXPECTED, Connections, fit
+from fastmtcp.config.connections import Connections, fit
 from fastmtcp.config.ingress import WayIn
 from fastmtcp.config.limits import ServerLimits
 from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, FormError
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 HEX = "0123456789abcdef" * 4
-BOTH: list[type[config.Config]] = [ServerConfig, ClientConfig]
+BOTH: list[type[common.Config]] = [ServerConfig, ClientConfig]
 
 
 def write(tmp_path: Path, text: str) -> str:
@@ -31,7 +31,7 @@ def write(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def refusal(config_type: type[config.Config], path: str | None, **overrides: object) -> str:
+def refusal(config_type: type[common.Config], path: str | None, **overrides: object) -> str:
     with pytest.raises(ConfigError) as caught:
         settings.load(config_type, path, overrides)
     message = str(caught.value)
@@ -156,7 +156,7 @@ user = "nobody"
 @pytest.mark.parametrize(
     ("config_type", "text"), [(ServerConfig, SERVER_FILE), (ClientConfig, CLIENT_FILE)]
 )
-def test_a_file_can_say_all(tmp_path: Path, config_type: type[config.Config], text: str) -> None:
+def test_a_file_can_say_all(tmp_path: Path, config_type: type[common.Config], text: str) -> None:
     loaded = settings.load(config_type, write(tmp_path, text), {})
     given = [line.split(" = ")[0] for line in text.strip().splitlines()]
     # A link says what the key file, the name and the fingerprint say.
@@ -235,32 +235,32 @@ def test_overrides_may_be_ready_values() -> None:
         (
             ClientConfig,
             "connections = 65",
-            f"connections: 65 must be {EXPECTED}",
+            f"connections: 65 must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             "connections = 0",
-            f"connections: 0 must be {EXPECTED}",
+            f"connections: 0 must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             "connections = 2.5",
-            f"connections: 2.5 must be {EXPECTED}",
+            f"connections: 2.5 must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             "connections = '4-'",
-            f"connections: '4-' must be {EXPECTED}",
+            f"connections: '4-' must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             "connections = true",
-            f"connections: true must be {EXPECTED}",
+            f"connections: true must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             f"connections = {10**30}",
-            f"connections: {10**30} must be {EXPECTED}",
+            f"connections: {10**30} must be {Connections.FORM}",
         ),
         (ClientConfig, "workers = 0", "workers: 0 must be a whole number from 1 to 256"),
         (
@@ -353,7 +353,7 @@ def test_overrides_may_be_ready_values() -> None:
     ],
 )
 def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
-    tmp_path: Path, config_type: type[config.Config], line: str, problem: str
+    tmp_path: Path, config_type: type[common.Config], line: str, problem: str
 ) -> None:
     path = write(tmp_path, line)
     assert refusal(config_type, path) == f"{path}: {problem}"
@@ -366,13 +366,13 @@ def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
             ClientConfig,
             "connections",
             "x",
-            f"--connections: 'x' must be {EXPECTED}",
+            f"--connections: 'x' must be {Connections.FORM}",
         ),
         (
             ClientConfig,
             "connections",
             "",
-            f"--connections: '' must be {EXPECTED}",
+            f"--connections: '' must be {Connections.FORM}",
         ),
         (ClientConfig, "workers", "null", "--workers: 'null' must be a whole number from 1 to 256"),
         (
@@ -399,7 +399,7 @@ def test_a_wrong_file_is_one_line_with_file_key_and_remedy(
     ],
 )
 def test_a_wrong_option_is_one_line_with_option_and_remedy(
-    config_type: type[config.Config], key: str, value: object, problem: str
+    config_type: type[common.Config], key: str, value: object, problem: str
 ) -> None:
     assert refusal(config_type, None, **{key: value}) == problem
 
@@ -559,7 +559,7 @@ TOML_VALUES: st.SearchStrategy[Any] = st.recursive(
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_is_taken_or_refused_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
-    config_type: type[config.Config],
+    config_type: type[common.Config],
     values: dict[str, Any],
     as_file: bool,
 ) -> None:
@@ -608,11 +608,11 @@ def test_worker_count_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worker_count_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(1000)))
-    assert ServerConfig().worker_count() == config.MAX_WORKERS
+    assert ServerConfig().worker_count() == common.MAX_WORKERS
 
 
 @pytest.mark.parametrize("config_type", BOTH)
-def test_every_setting_is_described(config_type: type[config.Config]) -> None:
+def test_every_setting_is_described(config_type: type[common.Config]) -> None:
     fields = settings.fields(config_type)
     assert sorted(field.name for field in fields) == sorted(config_type.__struct_fields__)
     fields = tuple(field for field in fields if not field.is_table)
@@ -625,7 +625,7 @@ def test_every_setting_is_described(config_type: type[config.Config]) -> None:
 
 
 @pytest.mark.parametrize("config_type", BOTH)
-def test_defaults_pass_their_own_checks(config_type: type[config.Config]) -> None:
+def test_defaults_pass_their_own_checks(config_type: type[common.Config]) -> None:
     for field in settings.fields(config_type):
         if field.default is not None:
             assert field.convert(field.default, field.name, lax=False) == field.default
@@ -653,6 +653,33 @@ def test_one_line(text: str, expected: str) -> None:
     assert settings.one_line(text) == expected
 
 
+class Colour(msgspec.Struct, frozen=True):
+    """A type that fastmtcp.config.settings has never heard of."""
+
+    FORM: ClassVar[str] = "red or green"
+
+    name: str
+
+    @classmethod
+    def read(cls, value: object) -> Self:
+        if value not in ("red", "green"):
+            raise FormError(cls.FORM, ", in quotes")
+        return cls(str(value))
+
+
+def test_a_type_reads_itself() -> None:
+    setting = settings.Setting(settings.TARGET, "Of the line.")
+    one = settings.Field("colour", Colour, False, None, setting)
+    many = settings.Field("colours", Colour, True, (), setting)
+    assert one.convert("red", "file: colour", lax=False) == Colour("red")
+    assert many.convert(["red", Colour("green")], "", lax=True) == (Colour("red"), Colour("green"))
+    with pytest.raises(ConfigError, match=r"^file: colour: 7 must be red or green, in quotes$"):
+        one.convert(7, "file: colour", lax=False)
+    with pytest.raises(ConfigError, match="'x' must be red or green, or a list of such, in"):
+        many.convert(["x"], "file: colours", lax=False)
+    assert not one.is_table
+
+
 class TestLimits:
     def load(self, tmp_path: Path, table: str) -> ServerConfig:
         return settings.load(ServerConfig, write(tmp_path, f"[limits]\n{table}"), {})
@@ -671,7 +698,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("config_type", BOTH)
     def test_smallest_and_largest_value_of_each(
-        self, tmp_path: Path, config_type: type[config.Config]
+        self, tmp_path: Path, config_type: type[common.Config]
     ) -> None:
         (table,) = (field for field in settings.fields(config_type) if field.is_table)
         inner = settings.table_fields(table.type)
