@@ -15,7 +15,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.tcp import abort
 from fastmtcp.proxy.header import HeaderReader
 from fastmtcp.proxy.login import Login
-from fastmtcp.proxy.preface import Opening, Preface, say_farewell
+from fastmtcp.proxy.preface import Preface, PrefaceParser, say_farewell
 from fastmtcp.proxy.requests import ProxyRequest
 
 log = logging.getLogger("fastmtcp.client")
@@ -111,7 +111,7 @@ class Arrivals:
 
         self._begin(arrival, request, done)
 
-    def _begin(self, arrival: Arrival, opening: Opening, done: Callable[[], None]) -> None:
+    def _begin(self, arrival: Arrival, opening: PrefaceParser, done: Callable[[], None]) -> None:
         if len(self._prefaces) >= MAX_PREFACES:
             log.warning("%s reset: %d others wait", arrival, MAX_PREFACES)
             self._loop.unwatch(arrival.sock.fileno())

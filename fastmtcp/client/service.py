@@ -33,7 +33,7 @@ from fastmtcp.io.tcp import tune
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Waiting
 from fastmtcp.proxy.requests import ProxyRequest
-from fastmtcp.security.tls import ClientTls
+from fastmtcp.security.certificates import ClientTls
 from fastmtcp.status.document import Observed
 
 log = logging.getLogger("fastmtcp.client")

@@ -12,9 +12,9 @@ from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.errors import ConfigError
 from fastmtcp.security import clients, keys
+from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from fastmtcp.security.link import Link, parse_fingerprint
-from fastmtcp.security.tls import ClientTls, ServerTls
 
 LINK_VARIABLE = "FASTMTCP_LINK"
 """Of the environment: the link itself."""

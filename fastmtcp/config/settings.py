@@ -30,7 +30,7 @@ import msgspec
 from msgspec import Meta
 
 from fastmtcp.errors import ConfigError, FormError
-from fastmtcp.security import keys
+from fastmtcp.security.redaction import redact
 
 LISTENING = "Listening"
 TARGET = "Target"
@@ -80,7 +80,7 @@ def check_file_name(key: str, name: str) -> None:
     """Raise SettingError if `name` cannot be that of a file, or looks like a secret itself."""
     if not name:
         raise SettingError(key, "names no file; write the name of one")
-    if keys.redact(name) != name:
+    if redact(name) != name:
         raise SettingError(
             key, "takes the name of a file, never the key itself; write it to a file"
         )
@@ -150,7 +150,7 @@ def _load(
 def one_line(text: str) -> str:
     """`text` for one line of a terminal: control characters escaped, anything like a key hidden."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-    return keys.redact(plain)
+    return redact(plain)
 
 
 class Value(Protocol):
@@ -379,7 +379,7 @@ def _show(value: object) -> str:
             return "a list"
         case str():
             # Hidden before it is cut short, or half a key would be shown.
-            shown = keys.redact(value)
+            shown = redact(value)
             return repr(shown if len(shown) <= 80 else shown[:77] + "...")
         case _:
             return str(value)

@@ -10,6 +10,7 @@ import msgspec
 
 from fastmtcp.errors import ConfigError
 from fastmtcp.security import keys
+from fastmtcp.security.redaction import redact
 
 _MAX = 255
 """Bytes of a user name or password (RFC 1929)."""
@@ -40,7 +41,7 @@ def load(path: str | os.PathLike[str]) -> Login:
     fastmtcp.security.keys.load, or if there is something else in it; nothing of it is repeated."""
     content = keys.read_private(path, "login file", _MAX_FILE, "write USER:PASSWORD to it")
     user, colon, password = content.removesuffix(b"\n").removesuffix(b"\r").partition(b":")
-    name = f"login file {keys.redact(str(path))}"
+    name = f"login file {redact(str(path))}"
     text = user + password
     if not colon or not user or not password or any(byte < 32 or byte == 127 for byte in text):
         raise ConfigError(f"{name} does not hold USER:PASSWORD in one line and nothing else")

@@ -28,7 +28,7 @@ _FAREWELL_READS = 64
 """Reads of what it sends meanwhile: one that sends without end does not read the answer."""
 
 
-class Opening(Protocol):
+class PrefaceParser(Protocol):
     """What is said, without sockets: fastmtcp.proxy.requests, fastmtcp.proxy.header."""
 
     @property
@@ -57,19 +57,19 @@ class Preface(Dialogue):
         self,
         loop: Loop,
         sock: socket.socket,
-        opening: Opening,
+        parser: PrefaceParser,
         done: Callable[[], None],
         failed: Callable[[PeerError], None],
         early: bytes = b"",
     ) -> None:
         super().__init__(loop, sock, loop.now + PREFACE_TIMEOUT, early)
-        self._opening = opening
+        self._parser = parser
         self._done = done
         self._failed = failed
 
     def _take(self, data: bytes) -> None:
-        self._send(self._opening.feed(data))
-        if self._opening.done and self._leave():
+        self._send(self._parser.feed(data))
+        if self._parser.done and self._leave():
             self._done()
 
     def _fail(self, error: PeerError) -> None:

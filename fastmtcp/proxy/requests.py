@@ -18,7 +18,7 @@ from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError, PeerError
 from fastmtcp.proxy.login import Login
-from fastmtcp.proxy.upstream import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
+from fastmtcp.proxy.wire import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
 
 MAX_HEAD = 16 * 1024
 """Bytes of an HTTP request's head: one that never ends would fill our memory. (A SOCKS5 request

@@ -13,13 +13,12 @@ from typing import Protocol
 from fastmtcp.config.path import Proxy
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import PeerError
+from fastmtcp.proxy.wire import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
 
 MAX_ANSWER = 16 * 1024
 """Bytes of an HTTP answer's head; a proxy that goes on and on would fill our memory."""
 
-# RFC 1928, sections 3 and 4.
-NO_LOGIN, PASSWORD, NONE_FITS = 0, 2, 255
-IPV4, NAME, IPV6 = 1, 3, 4
+# RFC 1928, section 6.
 _REPLIES = {
     1: "it failed",
     2: "it does not allow this connection",
@@ -33,8 +32,6 @@ _REPLIES = {
 _LOGIN_WANTED = "it wants a user name and password; write via={}://USER:PASSWORD@HOST:PORT"
 _LOGIN_REFUSED = "it refuses the user name or password"
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: ([^\r\n]*))?")
-END = re.compile(rb"\r?\n\r?\n")
-"""The end of an HTTP head."""
 
 
 class ProxyConversation(Protocol):

@@ -13,6 +13,7 @@ from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import Loop
+from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import (
     HANDSHAKE_TIMEOUT,
     NONCE_SIZE,
@@ -27,7 +28,7 @@ from fastmtcp.security.handshake import (
     refusal,
 )
 from fastmtcp.security.identity import Clients, Identity
-from fastmtcp.security.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security.tls import Tls
 
 log = logging.getLogger("fastmtcp.handshake")
 
@@ -146,7 +147,7 @@ class ClientSocketHandshake(_SocketHandshake):
             self._failed(error)
 
 
-class Arrival(_SocketHandshake):
+class PreambleReader(_SocketHandshake):
     """Reads the preamble of an accepted connection and nothing behind it.
 
     Calls `done(self, sock, preamble)` or `failed(self, error)`, with the socket closed.
@@ -156,8 +157,8 @@ class Arrival(_SocketHandshake):
         self,
         loop: Loop,
         sock: socket.socket,
-        done: Callable[[Arrival, socket.socket, Preamble], None],
-        failed: Callable[[Arrival, PeerError], None],
+        done: Callable[[PreambleReader, socket.socket, Preamble], None],
+        failed: Callable[[PreambleReader, PeerError], None],
     ) -> None:
         self.since = loop.now
         self.until = loop.now + HANDSHAKE_TIMEOUT

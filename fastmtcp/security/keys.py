@@ -13,14 +13,10 @@ from pathlib import Path
 from fastmtcp.errors import ConfigError, FastmtcpError
 from fastmtcp.security.identity import KEY_SIZE
 from fastmtcp.security.link import Link
+from fastmtcp.security.redaction import redact
 
 _KEY_TEXT = re.compile(rb"\s*([0-9a-fA-F]{64})\s*")
 _MAX_FILE = 4096
-# Something long and hexadecimal that stands alone is most likely a key in the wrong place.
-# What is part of a path is not (container file systems have 64-digit directory names).
-_KEY_LIKE = re.compile(r"(?<![\w/.-])[0-9a-fA-F]{48,}(?![\w/-]|\.\w)")
-
-_LINK_LIKE = re.compile(r"fastmtcp:/+[^\s'\"`]*", re.IGNORECASE)
 
 
 def generate(path: str | os.PathLike[str]) -> None:
@@ -118,12 +114,6 @@ def read_private(
         raise ConfigError(f"{name} cannot be read: {_reason(error)}") from None
     finally:
         os.close(fd)
-
-
-def redact(text: str) -> str:
-    """`text` with everything that could be a key or a link put on the command line by mistake
-    hidden."""
-    return _KEY_LIKE.sub("(hidden)", _LINK_LIKE.sub("(hidden)", text))
 
 
 def _closed_bits(path: str | os.PathLike[str]) -> int:

@@ -14,10 +14,10 @@ from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError, FastmtcpError
 from fastmtcp.security import clients
 from fastmtcp.security import self_signed as certificate
+from fastmtcp.security.certificates import fingerprint, read_certificate
 from fastmtcp.security.identity import KEY_SIZE, NAME_FORM, Identity, is_name
 from fastmtcp.security.keys import write_private
 from fastmtcp.security.link import Link
-from fastmtcp.security.tls import fingerprint, read_certificate
 
 CONFIG = "server.toml"
 USUAL_NAME = "fastmtcp-server"

@@ -15,10 +15,11 @@ from fastmtcp.io.dialogue import GoneError
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.tcp import tune_subflow
+from fastmtcp.security.certificates import ServerTls
 from fastmtcp.security.handshake import NEW_SESSION, Preamble, RefusedError, ServerHandshake
-from fastmtcp.security.handshake_socket import Arrival, ServerSocketHandshake
+from fastmtcp.security.handshake_socket import PreambleReader, ServerSocketHandshake
 from fastmtcp.security.identity import Clients
-from fastmtcp.security.tls import ServerTls, Tls
+from fastmtcp.security.tls import Tls
 from fastmtcp.server.admission import Admission
 
 log = logging.getLogger("fastmtcp.server")
@@ -81,7 +82,7 @@ class Reception:
         self._subflow_timeout = limits.subflow_timeout
         self._proved = proved
         self._admission = Admission(loop.now, limits.max_handshakes)
-        self._arrivals: dict[Arrival, str] = {}
+        self._arrivals: dict[PreambleReader, str] = {}
         self._handshakes: dict[ServerSocketHandshake, _Unauthenticated] = {}
         self._failures = _Failures(loop)
         self._timer: Timer | None = None
@@ -129,7 +130,9 @@ class Reception:
             sock.close()
         else:
             try:
-                arrival = Arrival(self._loop, sock, self._on_arrived, self._on_arrival_failed)
+                arrival = PreambleReader(
+                    self._loop, sock, self._on_arrived, self._on_arrival_failed
+                )
             except OSError:
                 self._admission.leave(host, accepted=True)
                 raise
@@ -157,7 +160,7 @@ class Reception:
                 arrival.give_up()
         self._check_places()
 
-    def _on_arrived(self, arrival: Arrival, sock: socket.socket, preamble: Preamble) -> None:
+    def _on_arrived(self, arrival: PreambleReader, sock: socket.socket, preamble: Preamble) -> None:
         """The preamble says whose session it is about: go on here or at its owner."""
         peer = self._arrivals.pop(arrival)
         owner = preamble.worker
@@ -202,7 +205,7 @@ class Reception:
         self._leave(connection.peer, accepted=connection.accepted)
         self._proved(sock, tls, handshake, connection.peer)
 
-    def _on_arrival_failed(self, arrival: Arrival, error: PeerError) -> None:
+    def _on_arrival_failed(self, arrival: PreambleReader, error: PeerError) -> None:
         self._fail(self._arrivals.pop(arrival), error, accepted=True)
 
     def _on_failed(self, waiting: ServerSocketHandshake, error: PeerError) -> None:

@@ -24,6 +24,7 @@ from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
+from fastmtcp.security.certificates import ServerTls
 from fastmtcp.security.handshake import (
     WRONG_KEY,
     Grant,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastmtcp.security import self_signed as certificate
-from fastmtcp.security.tls import ServerTls, fingerprint, read_certificate
+from fastmtcp.security.certificates import ServerTls, fingerprint, read_certificate
 
 
 class Files(NamedTuple):

@@ -6,6 +6,7 @@ import socket
 
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
+from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import (
     NEW_SESSION,
     SESSION_ID_SIZE,
@@ -15,13 +16,13 @@ from fastmtcp.security.handshake import (
     ServerHandshake,
 )
 from fastmtcp.security.handshake_socket import (
-    Arrival,
     ClientSocketHandshake,
+    PreambleReader,
     ServerSocketHandshake,
     sealed,
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
-from fastmtcp.security.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security.tls import Tls
 
 from tests.io.net import tcp_pair, turn
 
@@ -43,11 +44,11 @@ class ServerSide:
         self.tls: Tls | None = None
         self.errors: list[PeerError] = []
         turn(loop, 1)  # so that loop.now is now
-        self.handshake: Arrival | ServerSocketHandshake = Arrival(
+        self.handshake: PreambleReader | ServerSocketHandshake = PreambleReader(
             loop, sock, self._on_arrived, self._on_failed
         )
 
-    def _on_arrived(self, arrival: Arrival, sock: socket.socket, preamble: Preamble) -> None:
+    def _on_arrived(self, arrival: PreambleReader, sock: socket.socket, preamble: Preamble) -> None:
         assert arrival is self.handshake
         self.handshake = ServerSocketHandshake(
             self.loop,
@@ -72,7 +73,7 @@ class ServerSide:
         self.tls = tls
         sock.send(sealed(tls, handshake.welcome(GRANT)))
 
-    def _on_failed(self, waiting: Arrival | ServerSocketHandshake, error: PeerError) -> None:
+    def _on_failed(self, waiting: PreambleReader | ServerSocketHandshake, error: PeerError) -> None:
         assert waiting is self.handshake
         assert self.sock.fileno() == -1
         self.errors.append(error)

@@ -26,6 +26,7 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
+from fastmtcp.security.certificates import ClientTls
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
 from fastmtcp.security.tls import ClientTls
 from fastmtcp.server.service import ServerService

@@ -18,8 +18,10 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket as handshakes
 from fastmtcp.security import tls
+from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import RefuseCode, RefusedError
 from fastmtcp.security.tls import ClientTls, ServerTls, Tls
+from fastmtcp.security.tls import Tls, new_scratch
 
 from tests.io import certificates
 from tests.io.certificates import Files

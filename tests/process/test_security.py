@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from fastmtcp.security.certificates import fingerprint, read_certificate
 from fastmtcp.security.handshake import NEW_SESSION, Preamble
 from fastmtcp.security.link import Link
-from fastmtcp.security.tls import fingerprint, read_certificate
 
 from tests.io import certificates
 from tests.io.net import WAIT, is_reset, read_exactly

@@ -10,6 +10,7 @@ import pytest
 from fastmtcp.errors import ConfigError, FastmtcpError
 from fastmtcp.security import keys
 from fastmtcp.security.identity import KEY_SIZE
+from fastmtcp.security.redaction import redact
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -226,7 +227,7 @@ def test_a_key_given_as_the_name_is_not_repeated(
     ],
 )
 def test_redact(text: str, expected: str) -> None:
-    assert keys.redact(text) == expected
+    assert redact(text) == expected
 
 
 def test_a_credential_of_systemd_may_be_readable_by_an_acl(

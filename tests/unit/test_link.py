@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.security import keys
 from fastmtcp.security.link import Link, parse_fingerprint, show_fingerprint
+from fastmtcp.security.redaction import redact
 
 KEY = bytes(range(32))
 PIN = bytes(range(32, 64))
@@ -25,7 +25,7 @@ def test_there_and_back(link: Link) -> None:
     assert Link.parse(f"  {text}\n") == link
     assert text.isascii()
     assert not set(text) & set(" \"'<>\\`&;|$*?!()")  # for a shell and a chat
-    assert keys.redact(f"see {text} there") == "see (hidden) there"
+    assert redact(f"see {text} there") == "see (hidden) there"
     assert HEX not in repr(link)
 
 

@@ -21,9 +21,9 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, StartError
 from fastmtcp.security import clients
 from fastmtcp.security import self_signed as certificate
+from fastmtcp.security.certificates import fingerprint, read_certificate
 from fastmtcp.security.identity import UNNAMED, Identity
 from fastmtcp.security.link import Link
-from fastmtcp.security.tls import fingerprint, read_certificate
 from fastmtcp.server.directory import ServerDir
 
 ADDRESS = Endpoint("vps.example.com", 7700)
