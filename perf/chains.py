@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.security import self_signed as certificate
+from fastmtcp.security import self_signed
+from fastmtcp.server.directory import CONFIG, ServerDir
 
 from perf.processes import Process, need, running
 from perf.setups import PLAIN, QUICK_START, TLS, set_up
@@ -83,7 +85,7 @@ def haproxy(target: Endpoint, tls: bool = False) -> Iterator[Chain]:
         secure = ("", "")
         if tls:
             pem, key = folder / "c.pem", folder / "c.key"
-            certificate.generate(middle.host, pem, key)
+            self_signed.generate(middle.host, pem, key)
             (folder / "both.pem").write_bytes(pem.read_bytes() + key.read_bytes())
             secure = (f" ssl crt {folder / 'both.pem'} ssl-min-ver TLSv1.3", " ssl verify none")
         for number, (listen, to) in enumerate([(middle, target), (entry, middle)]):

@@ -9,8 +9,7 @@ import msgspec
 
 from fastmtcp.api.connection import Connection
 from fastmtcp.api.thread import find_connection
-from fastmtcp.status import document as status
-from fastmtcp.status import report
+from fastmtcp.status import document, report
 
 
 class Socketlike(Protocol):
@@ -29,8 +28,8 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     """The target that the client named, as HOST:PORT; empty for the server's own."""
     is_client: bool
     """True at the side that has connected, false at the one that has accepted."""
-    stream: status.StreamStatus
-    session: status.SessionStatus
+    stream: document.StreamStatus
+    session: document.SessionStatus
     """With `paths` and `subflows`: addresses, rates, round-trip times. `streams` is empty."""
 
 
@@ -64,10 +63,10 @@ def _look(connection: Connection, now: float) -> Info:
     )
 
 
-def _last(steps: Generator[None, None, status.SessionStatus]) -> status.SessionStatus:
+def _last(steps: Generator[None, None, document.SessionStatus]) -> document.SessionStatus:
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            found: status.SessionStatus = end.value
+            found: document.SessionStatus = end.value
             return found

@@ -22,7 +22,7 @@ from fastmtcp.config.settings import (
     Settings,
     check_file_name,
 )
-from fastmtcp.status import control_name as control
+from fastmtcp.status import control_name
 
 MAX_WORKERS = 256
 CONTROL_OFF = "off"
@@ -130,11 +130,11 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SettingError("certificate_key", "belongs to a certificate; set that as well")
         if self.user is not None and not _USER.fullmatch(self.user):
             raise SettingError("user", f"{self.user!r} is no user; write NAME or NAME:GROUP")
-        if self.control is not None and not control.is_name(self.control):
+        if self.control is not None and not control_name.is_name(self.control):
             raise SettingError(
                 "control",
-                f"{self.control!r} is no name; write up to {control.MAX_NAME} letters, digits, "
-                "dots, underscores and hyphens",
+                f"{self.control!r} is no name; write up to {control_name.MAX_NAME} letters, "
+                "digits, dots, underscores and hyphens",
             )
 
     def worker_count(self) -> int:

@@ -13,12 +13,12 @@ import ipaddress
 from fastmtcp.engine.quota import Bucket
 
 MAX_PER_ADDRESS = 256
-"""Unauthenticated connections of one address at once: one machine alone cannot take all places. A client that starts
-with all the connections it may have needs 120 for each worker."""
+"""Unauthenticated connections of one address at once: one machine alone cannot take all places. A
+client that starts with all the connections it may have needs 120 for each worker."""
 
 ACCEPT_RATE = 300.0
-"""Unauthenticated connections a second, and as many at once after a pause. A handshake takes up to half a millisecond
-of the worker's time, so a flood leaves 85% of it to the sessions."""
+"""Unauthenticated connections a second, and as many at once after a pause. A handshake takes up to
+half a millisecond of the worker's time, so a flood leaves 85% of it to the sessions."""
 
 REFUSED_COST = 0.1
 """What one counts for that is closed at once."""

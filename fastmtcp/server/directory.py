@@ -12,8 +12,7 @@ from fastmtcp.config import settings
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.security import clients
-from fastmtcp.security import self_signed as certificate
+from fastmtcp.security import clients, self_signed
 from fastmtcp.security.certificates import fingerprint, read_certificate
 from fastmtcp.security.identity import KEY_SIZE, NAME_FORM, Identity, is_name
 from fastmtcp.security.keys import write_private
@@ -89,7 +88,7 @@ class ServerDir:
             raise FastmtcpError(f"{folder} cannot be made: {why}") from None
         try:
             os.chmod(folder, 0o700)  # whatever the umask
-            certificate.generate(public_address.host, folder / _CERTIFICATE, folder / _KEY)
+            self_signed.generate(public_address.host, folder / _CERTIFICATE, folder / _KEY)
             write_private(folder / _CLIENTS, "list of clients", clients.HEAD.encode())
             text = _TEMPLATE.format(
                 config=CONFIG,

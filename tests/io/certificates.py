@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmtcp.security import self_signed as certificate
+from fastmtcp.security import self_signed
 from fastmtcp.security.certificates import ServerTls, fingerprint, read_certificate
 
 
@@ -28,5 +28,5 @@ def make(folder: Path, name: str = "server", host: str = "127.0.0.1") -> Files:
     found = Files(str(folder / f"{name}.pem"), str(folder / f"{name}.key"))
     for path in found:
         Path(path).unlink(missing_ok=True)
-    certificate.generate(host, Path(found.certificate), Path(found.key))
+    self_signed.generate(host, Path(found.certificate), Path(found.key))
     return found

@@ -16,8 +16,7 @@ import pytest
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
-from fastmtcp.security import handshake_socket as handshakes
-from fastmtcp.security import tls
+from fastmtcp.security import handshake_socket, tls
 from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import RefuseCode, RefusedError
 from fastmtcp.security.tls import ClientTls, ServerTls, Tls
@@ -150,7 +149,7 @@ class TestCertificates:
         (error,) = client.errors
         assert isinstance(error, RefusedError)
         assert error.code is RefuseCode.TLS
-        assert str(error) == str(server.errors[0]) == handshakes.TLS_DIFFERS[client_has]
+        assert str(error) == str(server.errors[0]) == handshake_socket.TLS_DIFFERS[client_has]
 
     def test_a_wrong_key_is_told_inside(self, loop: Loop, files: Files) -> None:
         client_tls = ClientTls((files.fingerprint,))
@@ -212,7 +211,7 @@ class TestWhoeverDoesNotSpeakTls:
     def test_silence_at_any_point(
         self, loop: Loop, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT", 0.1)
+        monkeypatch.setattr(handshake_socket, "HANDSHAKE_TIMEOUT", 0.1)
         hello = ClientTls((files.fingerprint,)).connect("").feed(b"")[1]
         for content in (TLS_PREAMBLE, TLS_PREAMBLE + hello[:100], TLS_PREAMBLE + hello):
             assert self.drops(loop, files, content) == "no answer to the handshake"

@@ -19,8 +19,7 @@ from fastmtcp import __version__
 from fastmtcp.cli import client, options, server
 from fastmtcp.cli import main as group
 from fastmtcp.client import program as client_program
-from fastmtcp.config import common as config
-from fastmtcp.config import settings
+from fastmtcp.config import common, settings
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.path import PathSpec
@@ -39,10 +38,10 @@ class Supervisor:
     """Stands in for the ports and the processes: keeps the configurations it was started with."""
 
     def __init__(self) -> None:
-        self.started: list[config.Config] = []
+        self.started: list[common.Config] = []
         self.outcome: Callable[[], int] = lambda: 0
 
-    def prepare(self, given: config.Config, _places: object) -> None:
+    def prepare(self, given: common.Config, _places: object) -> None:
         self.started.append(given)
 
     def make(self, *_: object, **__: object) -> Supervisor:
@@ -78,7 +77,7 @@ def one_error(capsys: Capture) -> str:
 
 @pytest.mark.parametrize(("program", "config_type"), PROGRAMS)
 def test_with_nothing_else_the_defaults_run(
-    supervisor: Supervisor, capsys: Capture, program: Any, config_type: type[config.Config]
+    supervisor: Supervisor, capsys: Capture, program: Any, config_type: type[common.Config]
 ) -> None:
     assert program.main([]) == 0
     assert supervisor.started == [config_type()]
@@ -140,7 +139,7 @@ def test_every_client_option(supervisor: Supervisor, key_file: str) -> None:
 
 
 @pytest.mark.parametrize(("program", "config_type"), PROGRAMS)
-def test_every_setting_has_an_option(program: Any, config_type: type[config.Config]) -> None:
+def test_every_setting_has_an_option(program: Any, config_type: type[common.Config]) -> None:
     names = {param.name for param in program.command.params}
     tables = {field.name for field in settings.fields(config_type) if field.is_table}
     assert tables == {"limits"}
@@ -319,7 +318,7 @@ def test_the_supervisors_exit_code_is_ours(supervisor: Supervisor, program: Any,
 @pytest.mark.parametrize(("program", "config_type"), PROGRAMS)
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_help_has_every_setting_by_group_with_default_and_environment(
-    program: Any, config_type: type[config.Config], width: int
+    program: Any, config_type: type[common.Config], width: int
 ) -> None:
     result = CliRunner().invoke(program.command, ["--help"], terminal_width=width)
     assert result.exit_code == 0

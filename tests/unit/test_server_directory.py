@@ -19,8 +19,7 @@ from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError, StartError
-from fastmtcp.security import clients
-from fastmtcp.security import self_signed as certificate
+from fastmtcp.security import clients, self_signed
 from fastmtcp.security.certificates import fingerprint, read_certificate
 from fastmtcp.security.identity import UNNAMED, Identity
 from fastmtcp.security.link import Link
@@ -75,7 +74,7 @@ def test_nothing_is_overwritten_and_nothing_left_of_a_failure(
     for wrong in (Endpoint("*", 7700), Endpoint("a", 0)):
         with pytest.raises(ConfigError, match="public-address"):
             ServerDir.create(tmp_path / "other", wrong, ADDRESS)
-    monkeypatch.setattr(certificate, "_by_cryptography", lambda host: None)
+    monkeypatch.setattr(self_signed, "_by_cryptography", lambda host: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError, match=r"pip install 'fastmtcp\[tls\]'"):
         ServerDir.create(tmp_path / "other", ADDRESS, ADDRESS)
@@ -88,9 +87,9 @@ def test_both_makers_make_a_certificate(
     tmp_path: Path, host: str, maker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if maker == "openssl":
-        monkeypatch.setattr(certificate, "_by_cryptography", lambda host: None)
+        monkeypatch.setattr(self_signed, "_by_cryptography", lambda host: None)
     pem, key = tmp_path / "c.pem", tmp_path / "c.key"
-    certificate.generate(host, pem, key)
+    self_signed.generate(host, pem, key)
     assert (mode(pem), mode(key)) == (0o600, 0o600)
     config = ServerConfig(tls=True, certificate=str(pem), certificate_key=str(key))
     security = credentials.read_certificate(config)

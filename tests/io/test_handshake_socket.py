@@ -12,7 +12,7 @@ import pytest
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import Loop
-from fastmtcp.security import handshake_socket as handshakes
+from fastmtcp.security import handshake_socket
 from fastmtcp.security.handshake import (
     MAX_MESSAGE,
     NONCE_SIZE,
@@ -45,7 +45,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short time-out, so that the test need not wait for the real one."""
-    monkeypatch.setattr(handshakes, "HANDSHAKE_TIMEOUT", 0.1)
+    monkeypatch.setattr(handshake_socket, "HANDSHAKE_TIMEOUT", 0.1)
 
 
 def test_both_sides_agree_and_keep_their_sockets(loop: Loop) -> None:
