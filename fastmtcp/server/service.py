@@ -36,7 +36,7 @@ from fastmtcp.security.handshake import (
 )
 from fastmtcp.security.handshake_socket import refuse, sealed
 from fastmtcp.security.identity import UNNAMED, Clients
-from fastmtcp.security.tls import ServerTls, Tls
+from fastmtcp.security.tls import Tls
 from fastmtcp.server.outgoing import Outgoing
 from fastmtcp.server.reception import Handoff, Reception
 from fastmtcp.server.session import ServerSession

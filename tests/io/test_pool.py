@@ -28,7 +28,6 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.certificates import ClientTls
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
-from fastmtcp.security.tls import ClientTls
 from fastmtcp.server.service import ServerService
 
 from tests.io.certificates import Files
