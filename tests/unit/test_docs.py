@@ -31,7 +31,10 @@ from fastmtcp.server import admission
 from fastmtcp.status import document
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 README = DOCUMENTS[0].read_text(encoding="utf-8")
 SECURITY = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
 
@@ -118,13 +121,16 @@ def test_the_way_through_the_code_names_functions() -> None:
     assert ("fastmtcp/engine/session.py", "Session.pull") in references()
 
 
-def test_the_listing_has_every_file_of_the_package_and_no_other() -> None:
+def test_the_listing_has_every_folder_of_the_package_and_no_other() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `(fastmtcp/[\w/]+\.py)` \| .+ \|$", text, re.MULTILINE)
-    modules = [path.relative_to(ROOT).as_posix() for path in (ROOT / "fastmtcp").rglob("*.py")]
-    # An __init__.py that holds no code needs no line; the package's own has the version.
-    packages = {name for name in modules if name.count("/") > 1 and name.endswith("__init__.py")}
-    assert sorted(listed) == sorted(set(modules) - packages)
+    listed = re.findall(r"^\| `(fastmtcp/[\w/]*)/?` \| .+ \|$", text, re.MULTILINE)
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "fastmtcp").rglob("*.py")}
+    assert sorted(name.rstrip("/") for name in listed) == sorted(folders)
+
+
+def test_nothing_but_the_common_ground_lies_flat_in_the_package() -> None:
+    flat = {path.stem for path in (ROOT / "fastmtcp").glob("*.py")}
+    assert flat == {"__init__", "_version", "endpoint", "errors", "logs", "units"}
 
 
 def test_the_readme_says_how_much_a_stream_and_a_session_may_have() -> None:
