@@ -18,9 +18,9 @@ What may happen, and the state that follows; where nothing stands it stays as it
     STUCK                          RETIRING                GONE
     GONE
 
-No state but numbers and marks that come and go with the chunks are: `ready`, which is the socket's,
-`lane`, which follows from the states and roles of all subflows together, whether the guard has set
-it aside (fastmtcp.engine.subflows.guard), and whether its rate has settled
+What is kept beside the state changes for reasons of its own: `ready` with what the socket takes,
+`lane` with the states and roles of all subflows of the session, `guard.aside` with what it costs
+the others (fastmtcp.engine.subflows.guard), and `speed` with every sample
 (fastmtcp.engine.subflows.rate).
 """
 
