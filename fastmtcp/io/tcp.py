@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import struct
 import sys
@@ -17,19 +16,6 @@ _RTO_MAX = 44
 """TCP_RTO_MAX_MS, since Linux 6.15."""
 _ABORT = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
-
-DEAD_PEER = frozenset(
-    {
-        errno.ECONNRESET,
-        errno.EPIPE,
-        errno.ETIMEDOUT,
-        errno.ECONNABORTED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.ENETDOWN,
-        errno.ENOTCONN,
-    }
-)
 
 
 def tune(sock: socket.socket) -> None:
