@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.security import self_signed as certificate
 from fastmtcp.security import self_signed
-from fastmtcp.server.directory import CONFIG, ServerDir
 
 from perf.processes import Process, need, running
 from perf.setups import PLAIN, QUICK_START, TLS, set_up

@@ -9,24 +9,32 @@ from functools import partial
 import msgspec
 import pytest
 from fastmtcp.client.pool.attempt import Attempt
+from fastmtcp.client.pool.connector import Connector
+from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.path import PathSpec
+from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.engine.wire.frames import Open, Reset
 from fastmtcp.errors import PeerError
+from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial
 from fastmtcp.io.loop import ERR, IN, OUT, RDHUP, Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.proxy import preface as preface_module
 from fastmtcp.proxy.preface import Preface, Waiting, say_farewell
 from fastmtcp.proxy.requests import ProxyRequest
-from fastmtcp.server import service as server_module
+from fastmtcp.security.identity import Identity
+from fastmtcp.server import outgoing
 
 from tests.io.joined import Joined
 from tests.io.net import Background, abort, data, is_reset, read_all, run_until, tcp_pair, turn
-from tests.io.test_server_worker import Server
+from tests.io.test_server_service import Server
 
 SAID = b"12:00\n"
 
@@ -298,8 +306,8 @@ class TestSubflows:
                 driver = joined.server.driver
                 early = b"".join(encode(Open(number, 1000, False, "")) for number in range(3))
                 joined.server.on_opened = joined.server.opened.append
-                assert driver.may_read
-                driver._work = 0
+                assert driver._turn.may_read
+                driver._turn.work = 0
                 far.setblocking(False)
                 subflow = driver.attach(far, 0, "peer", early=early)
                 assert subflow is not None
@@ -310,23 +318,31 @@ class TestSubflows:
         self, loop: Loop, listener: socket.socket
     ) -> None:
         resolver = Resolver(loop)
-        connected: list[bool] = []
         errors: list[PeerError] = []
-        Attempt(
-            loop,
-            resolver,
+        session = Session(opener=True, limits=Limits(), now=loop.now)
+        driver = SessionDriver(loop, BufferPool(), session, lambda _: None, lambda *_: None)
+        credentials = Credentials(Identity("", b"c" * 32, b"s" * 32))
+        connector = Connector(driver, resolver, credentials, 20.0, lambda: 1)
+        connector.creation.enter(Busy())
+        attempt = Attempt(
+            connector,
             PathSpec(Endpoint(*listener.getsockname())),
-            partial(connected.append, True),
+            Role.BOTH,
             lambda *_: pytest.fail("nobody has authenticated it"),
-            errors.append,
-            timeout=20.0,
-            subflow_timeout=20.0,
+            lambda _, error: errors.append(error),
         )
         listener.accept()[0].close()
         run_until(loop, lambda: errors)
-        assert connected
+        assert not attempt.is_connecting
         assert str(errors[0]) == "the peer closed the connection"
         resolver.close()
+
+
+class Busy:
+    """Another connection, which creates the session and takes its time."""
+
+    def authenticate(self, *, creates: bool) -> None:
+        assert creates
 
 
 def test_a_target_that_resets_while_the_proxy_header_is_sent(
@@ -334,10 +350,10 @@ def test_a_target_that_resets_while_the_proxy_header_is_sent(
 ) -> None:
     """The send() that is told of it is the only one to be told: the relay would see a FIN."""
     server = Server()
-    config = msgspec.structs.replace(server.worker._config, send_proxy="v2")
-    server.worker._config = config
+    config = msgspec.structs.replace(server.service._config, send_proxy="v2")
+    server.service._config = config
     # Called when the Dial is over, and before the header is sent.
-    monkeypatch.setattr(server_module, "tune", lambda _: break_off(server.target.accept()[0]))
+    monkeypatch.setattr(outgoing, "tune", lambda _: break_off(server.target.accept()[0]))
     answer = server.answer("")
     assert isinstance(answer, Reset)
     assert answer.code == ResetCode.UNREACHABLE

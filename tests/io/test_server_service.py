@@ -69,7 +69,7 @@ class Server:
         self.port = self.target.getsockname()[1]
         rules = tuple(Rule.parse(rule.replace("PORT", str(self.port))) for rule in allow)
         config = ServerConfig(target=Endpoint("127.0.0.1", self.port), allow=rules)
-        self.worker = ServerService(
+        self.service = ServerService(
             self.loop, config, unnamed(KEY), INDEX, [listening], self.inboxes, limits or LIMITS
         )
         self.sockets: list[socket.socket] = []
@@ -78,11 +78,11 @@ class Server:
 
     @property
     def streams(self) -> int:
-        return sum(len(one.session.streams) for one in self.worker.sessions)
+        return sum(len(one.session.streams) for one in self.service.sessions)
 
     @property
     def subflows(self) -> int:
-        return sum(len(one.session.subflows) for one in self.worker.sessions)
+        return sum(len(one.session.subflows) for one in self.service.sessions)
 
     def connect(self) -> socket.socket:
         sock = socket.create_connection(self.address, WAIT)
@@ -132,7 +132,7 @@ class Server:
         if join is None:
             preamble = Preamble(False, INDEX)
             client._transcript = preamble.encode() + client.hello
-        self.worker.reception.on_handoff(far, "somebody", False, self.loop.clock() + 5)
+        self.service.reception.on_handoff(far, "somebody", False, self.loop.clock() + 5)
 
         def run() -> None:
             near.sendall(client.hello)
@@ -169,7 +169,7 @@ class Server:
         return seen[0]
 
     def drain(self, timeout: float) -> None:
-        self.worker.drain(timeout, lambda: self.drained.append(True))
+        self.service.drain(timeout, lambda: self.drained.append(True))
 
     def close(self) -> None:
         for sock in self.sockets:
@@ -242,7 +242,7 @@ def test_too_many_sessions(server: Server) -> None:
 @pytest.mark.parametrize("server", [ServerLimits(max_client_sessions=1)], indirect=True)
 def test_a_session_that_has_ended_makes_room_for_another(server: Server) -> None:
     server.new_session()
-    (session,) = server.worker._sessions.values()
+    (session,) = server.service._sessions.values()
     session.driver.end(SessionCode.NORMAL, "")
     server.new_session()
     assert refused(server) is RefuseCode.LIMIT
@@ -269,7 +269,7 @@ class TestUnauthenticated:
         for sock in silent[1:]:
             assert not is_closed(sock)
             sock.close()
-        run_until(server.loop, lambda: not server.worker.reception._arrivals)
+        run_until(server.loop, lambda: not server.service.reception._arrivals)
         assert server.shake(membership).grant is not None
 
     @pytest.mark.parametrize("server", [ServerLimits(max_handshakes=4)], indirect=True)
@@ -498,5 +498,5 @@ def test_whose_session_it_is_shows_by_its_host(
     server: Server, peer: str, client: str, shown: str
 ) -> None:
     server.new_session()
-    (driver,) = server.worker.drivers
+    (driver,) = server.service.drivers
     assert ServerSession(b"1", b"secret", driver, client, IDENTITY.verifier, peer).peer == shown

@@ -19,8 +19,7 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket, tls
 from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import RefuseCode, RefusedError
-from fastmtcp.security.tls import ClientTls, ServerTls, Tls
-from fastmtcp.security.tls import Tls, new_scratch
+from fastmtcp.security.tls import Tls
 
 from tests.io import certificates
 from tests.io.certificates import Files

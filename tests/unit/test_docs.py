@@ -124,7 +124,9 @@ def test_the_way_through_the_code_names_functions() -> None:
 def test_the_listing_has_every_folder_of_the_package_and_no_other() -> None:
     text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(fastmtcp/[\w/]*)/?` \| .+ \|$", text, re.MULTILINE)
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "fastmtcp").rglob("*.py")}
+    folders = {
+        path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "fastmtcp").rglob("*.py")
+    }
     assert sorted(name.rstrip("/") for name in listed) == sorted(folders)
 
 
