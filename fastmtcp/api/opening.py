@@ -113,12 +113,12 @@ class Opening:
 
     def _on_reset(self, stream: Stream, code: ResetCode) -> None:
         # The server was started anew, and has never seen this stream, or nothing of it is left.
-        if code is ResetCode.SESSION_LOST and stream.send.acked < 0 and self._attempts < _ATTEMPTS:
+        if code is ResetCode.SESSION_LOST and not stream.open_acked and self._attempts < _ATTEMPTS:
             self._again()
             return
         assert self._session is not None
         failure = self._session.pool.failure
-        if stream.send.next < 0 and failure is not None:
+        if not stream.open_sent and failure is not None:
             self._fail(server_error(failure, self._session.peer))
         else:
             self._fail(reset_error(code))

@@ -121,7 +121,7 @@ class ClientService:
         in SessionDriver.add_relay()."""
         tune(sock)
         relay = session.driver.add_relay(sock, stream, budget, on_close)
-        if stream.send.next < 0 and not stream.send.backlog:
+        if not stream.open_sent and not stream.send.backlog:
             if not self._quiet:
                 self._loop.call_at(self._loop.now + _QUIET, self._open_quiet)
             self._quiet.append(stream)
@@ -259,7 +259,7 @@ class ClientService:
             return
         current = self._current
         now = self._loop.now
-        if current.session.peer_draining and not current.closing and not self._drain.begun:
+        if current.session.peer.draining and not current.closing and not self._drain.begun:
             # Its streams end on the old session while new ones wait for the next.
             log.info("the server is shutting down; new streams wait for another")
             current.retire()
@@ -278,7 +278,7 @@ class ClientService:
             and now - current.down_since > self._config.connect_timeout
         ):
             for stream in list(current.session.streams.values()):
-                if stream.send.acked < 0 and stream.send.next < 0:
+                if not stream.open_sent:
                     stream.reset(ResetCode.UNREACHABLE)
                     if stream.watcher is not None:
                         stream.watcher.update()

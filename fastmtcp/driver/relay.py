@@ -60,7 +60,7 @@ class Relay:
         on_close: Callable[[Relay], None],
         budget: int | None = None,
     ) -> None:
-        """`progress` lets the session send and update what it touched; `on_close` is called
+        """`progress` lets the session send and update its streams; `on_close` is called
         once, when the socket has been closed. `budget` is how many bytes of the application the
         stream takes; one more ends it. None is without limit."""
         self._loop = loop

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
-from fastmtcp.engine.session import Session
+from fastmtcp.engine.session import Events, Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
@@ -184,31 +184,24 @@ class SessionDriver:
         sockets = self.sockets
         now = self.loop.now
         rounds = 0
+        events = session.take_events()
         while True:
-            if session.touched:
-                self._update_touched()
-            if session.opened:
-                self._announce_opened()
+            if events is not None:
+                self._handle(events)
             subflow = session.pick(now)
-            if subflow is None:
-                if session.touched or session.opened:
-                    continue
+            if subflow is not None:
+                buffers, size = session.pull(subflow, now)
+                if size:
+                    sockets[subflow].send(buffers, size)
+                    rounds += 1
+                    if rounds >= _ROUNDS:
+                        self.loop.call_soon(self.progress)
+                        break
+            events = session.take_events()
+            if events is None and subflow is None:
                 break
-            buffers, size = session.pull(subflow, now)
-            if size:
-                sockets[subflow].send(buffers, size)
-                rounds += 1
-                if rounds >= _ROUNDS:
-                    self.loop.call_soon(self.progress)
-                    break
         self._busy = False
-        if session.gone:
-            gone, session.gone = session.gone, []
-            for subflow in gone:
-                if subflow in sockets:
-                    self.lost(sockets[subflow], "lost at the other side")
-        if session.ended is not None:
-            self.end(*session.ended)
+        if self.ended:
             return
         self._set_timer()
         if self.on_quiet is not None and self.is_quiet:
@@ -221,10 +214,12 @@ class SessionDriver:
         self.ended = True
         session = self.session
         session.end(code, reason)
-        self._update_touched()
+        events = session.take_events()
+        if events is not None:
+            self._update(events.updated)
         goaway = session.goaway(code, reason)
         for subflow, source in list(self.sockets.items()):
-            if session.ended_by_peer:
+            if session.peer.ended:
                 source.close(reset=True)
             else:
                 source.goodbye(goaway)
@@ -250,19 +245,20 @@ class SessionDriver:
         else:
             source.follow_lowat()
 
-    def _update_touched(self) -> None:
-        touched = self.session.touched
-        self.session.touched = []
-        for stream in touched:
-            stream.touched = False
+    def _handle(self, events: Events) -> None:
+        self._update(events.updated)
+        for stream in events.opened:
+            self._on_opened(stream)
+        for subflow in events.gone:
+            if subflow in self.sockets:
+                self.lost(self.sockets[subflow], "lost at the other side")
+        if events.end is not None:
+            self.end(*events.end)
+
+    def _update(self, streams: Iterable[Stream]) -> None:
+        for stream in streams:
             if stream.watcher is not None:
                 stream.watcher.update()
-
-    def _announce_opened(self) -> None:
-        opened = self.session.opened
-        self.session.opened = []
-        for stream in opened:
-            self._on_opened(stream)
 
     def _set_timer(self) -> None:
         when = self.session.deadline()

@@ -26,9 +26,9 @@ class Memory:
         return max(0, self.free - (self.size >> 3)) // MEMORY_SHARE
 
     def most(self) -> Holding:
-        """The largest holding of the client that holds most in all its sessions: who fills the
-        memory with many small sessions must not drive out one that has a large one."""
-        clients: dict[Client, int] = {}
+        """The largest holding of the client that holds most in all its sessions: a client with
+        many small sessions must not drive out another that has one large session."""
+        clients: dict[ClientQuota, int] = {}
         for holding in self.holdings:
             clients[holding.client] = clients.get(holding.client, 0) + holding.bytes
         client = max(clients, key=clients.__getitem__)
@@ -38,9 +38,9 @@ class Memory:
         )
 
 
-class Client:
-    """What all sessions of one client have in this worker. Who a client is the caller knows: all
-    that use the same key are one."""
+class ClientQuota:
+    """What all sessions of one client have in this worker. The caller knows which sessions are one
+    client's: those that use the same key."""
 
     __slots__ = ("max_streams", "sessions", "streams")
 
@@ -55,9 +55,9 @@ class Holding:
 
     __slots__ = ("bytes", "client", "give_up", "memory")
 
-    def __init__(self, memory: Memory | None = None, client: Client | None = None) -> None:
+    def __init__(self, memory: Memory | None = None, client: ClientQuota | None = None) -> None:
         self.memory = memory or Memory()
-        self.client = client or Client()
+        self.client = client or ClientQuota()
         self.bytes = 0
         self.give_up: Callable[[], None] = _nothing
         """Ends the session, to make room for the others."""

@@ -1,6 +1,6 @@
 """A session: many streams over a set of subflows, between one client worker and one server worker.
 
-The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
+The caller (fastmtcp.driver) drives it with a few verbs and asks it what to send:
 
     attach / detach        a subflow is there / is gone
     receive                bytes arrived on a subflow
@@ -8,35 +8,48 @@ The caller (fastmtcp.io) drives it with a few verbs and asks it what to send:
     pick, pull             which subflow should send, and what
     deadline, on_time      when to call again for timers
     on_sample, rescue      what the system knows of the subflows
-    touched, opened        streams on which something happened (taken by the caller)
-    gone                   subflows that the peer has given up (taken by the caller)
-    refused                how many streams were refused, by limit (taken by the caller)
+    take_events            streams updated or opened, subflows gone, the end
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import msgspec
+
 from fastmtcp.engine.inbound import Inbound
-from fastmtcp.engine.limits import MAX_BATCH, MAX_OWN_FRAMES, MAX_PAYLOAD, MAX_REASON, Limits
+from fastmtcp.engine.limits import MAX_REASON, Limits
+from fastmtcp.engine.outbound import Outbound
 from fastmtcp.engine.outbox import Outbox
-from fastmtcp.engine.quota import Bucket, Client, Holding, Memory
+from fastmtcp.engine.peer import PeerState
+from fastmtcp.engine.quota import ClientQuota, Holding, Memory
 from fastmtcp.engine.scheduling import watch
 from fastmtcp.engine.scheduling.demand import Demand
-from fastmtcp.engine.scheduling.lanes import BULK, SWIFT, Lanes
+from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.scheduling.scheduler import Scheduler
-from fastmtcp.engine.streams.flow_control import WindowPool
-from fastmtcp.engine.streams.ids import StreamIds
-from fastmtcp.engine.streams.reassembly import GapPool
 from fastmtcp.engine.streams.send_buffer import Buffer
-from fastmtcp.engine.streams.send_memory import SendMemory
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.subflows.delivery import Reports
+from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Past, Subflow
-from fastmtcp.engine.timers import Upkeep
+from fastmtcp.engine.timers import Timers
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.wire.frames import Blocked, Busy, Data, Frame, Goaway, Gone, Open, Stalled
+from fastmtcp.engine.wire.frames import Busy, Goaway, Gone, Stalled
+
+
+class Events(msgspec.Struct):
+    """What has happened in a session since its caller last asked."""
+
+    updated: Collection[Stream]
+    """Streams on which the application may have something to do, each once."""
+    opened: list[Stream]
+    """Streams that the peer has opened."""
+    gone: list[Subflow]
+    """Subflows that the peer has lost or given up: close and detach them."""
+    end: tuple[SessionCode, str] | None
+    """Why the session has ended: close it."""
 
 
 class Session:
@@ -51,62 +64,91 @@ class Session:
         peer_floor: int = 0,
         peer_streams: int = 0,
         memory: Memory | None = None,
-        client: Client | None = None,
+        client: ClientQuota | None = None,
     ) -> None:
-        """`memory` is that of the worker, `client` whose session it is; without them it has
-        nothing to share."""
+        """`peer_floor` and `peer_streams` are what the peer lets this side do, as in PeerState.
+        `memory` is that of the worker, `client` whose session it is; without them it has nothing
+        to share."""
         self.opener = opener
         self.limits = limits
-        self.peer_floor = peer_floor
-        """Credit that the peer gives to every new stream of ours."""
-        self.peer_streams = peer_streams
-        """Streams that the peer lets us have open at once."""
+        self.peer = PeerState(peer_floor, peer_streams)
         self.holding = Holding(memory, client)
         self.holding.give_up = self._give_up
         self.holding.memory.holdings.add(self.holding)
-        self.memory = SendMemory(limits, self.holding, self.touch)
-        self.pool = WindowPool(limits.window_pool, self.holding.memory)
-        self.gaps = GapPool(limits.max_gaps)
-        self.streams: dict[int, Stream] = {}
+        self.table = StreamTable(self, limits, self.holding, opener=opener, now=now)
         self.subflows: dict[int, Subflow] = {}
-        self.touched: list[Stream] = []
-        self.opened: list[Stream] = []
-        self.gone: list[Subflow] = []
-        self.refused: dict[str, int] = {}
         self.ended: tuple[SessionCode, str] | None = None
         """Why the session ended; everything in it was reset."""
-        self.ended_by_peer = False
-        """True if the peer has ended it."""
-        self.draining = False
-        """True once this side takes no new streams."""
-        self.peer_draining = False
-        self.streams_opened = 0
         self.created_at = now
         self.demand = Demand()
         """Whether what this side sends waits for subflows."""
-        self.peer_demand_at = float("-inf")
-        """When the server last said the same of what it sends (BUSY)."""
-        self.acked = 0
-        """Bytes of applications that the peer has acknowledged."""
         self.past = Past()
-        self.past_payload_sent = 0
-        """Bytes that applications wrote to streams that are gone."""
-        self.past_payload_received = 0
-        """In-order bytes received on streams that are gone."""
         self._scheduler = Scheduler()
         self._lanes = Lanes()
         self._outbox = Outbox(limits)
-        self._reports = Reports()
-        self._own_waiting = False
-        # What a client may have sent that is not here yet: its open streams and its resets.
-        self._ids = StreamIds(3 * limits.max_streams)
         self._now = now
-        self._upkeep = Upkeep(self, self._outbox, now)
         self._rescued_at = now
-        opens = Bucket(limits.opens_per_second, now)
+        self._gone: list[Subflow] = []
+        self._end: tuple[SessionCode, str] | None = None
+        self._timers = Timers(self.table, self.subflows, self._outbox, limits, now)
+        self._outbound = Outbound(self.table, self._outbox, self._scheduler, self._lanes)
         self._inbound = Inbound(
-            self, self._outbox, self._reports, self._scheduler, self._ids, opens
+            self,
+            self.table,
+            self.subflows,
+            self._outbox,
+            self._scheduler,
+            self.peer,
+            limits,
+            now,
         )
+
+    # --- what the caller asks -------------------------------------------------------------
+
+    @property
+    def streams(self) -> dict[int, Stream]:
+        """The streams that are open, by id."""
+        return self.table.streams
+
+    @property
+    def held(self) -> int:
+        """Bytes kept for a possible reinjection."""
+        return self.table.memory.held
+
+    @property
+    def draining(self) -> bool:
+        """True once this side takes no new streams."""
+        return self._outbox.draining
+
+    @property
+    def idle(self) -> bool:
+        """True if nothing is on its way and no subflow needs watching."""
+        return not any(
+            subflow.awaits_ack or subflow.inflight.has_unacked()
+            for subflow in self.subflows.values()
+        )
+
+    @property
+    def is_quiet(self) -> bool:
+        """True if no stream is open and nothing waits to be sent."""
+        return not self.table.streams and not self._outbox
+
+    def take_events(self) -> Events | None:
+        """What has happened since the last call, None if nothing has."""
+        table = self.table
+        if not (table.updated or table.opened or self._gone or self._end):
+            return None
+        events = Events(table.updated, table.opened, self._gone, self._end)
+        table.updated = {}
+        table.opened = []
+        self._gone = []
+        self._end = None
+        return events
+
+    def take_refused(self) -> dict[str, int]:
+        """How many streams of the peer were refused since the last call, by the limit hit."""
+        refused, self.table.refused = self.table.refused, {}
+        return refused
 
     # --- subflows -----------------------------------------------------------------------
 
@@ -125,7 +167,7 @@ class Session:
         subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
         self.subflows[subflow_id] = subflow
         self._inbound.attach(subflow)
-        self._upkeep.empty_since = None
+        self._timers.empty_since = None
         self._lanes.refresh(self.subflows.values())
         return subflow
 
@@ -134,23 +176,23 @@ class Session:
         if self.subflows.pop(subflow.subflow_id, None) is None:
             return
         self._inbound.detach(subflow)
-        self._reports.forget(subflow)
+        self._outbox.forget_subflow(subflow)
         subflow.ready = False
         subflow.end()
         self._now = now
         self._lanes.refresh(self.subflows.values())
         if not self.subflows:
-            self._upkeep.empty_since = now
+            self._timers.empty_since = now
         if self.ended is not None:
             self.past.add(subflow)
             return
-        self._reinject(subflow)
+        self._outbound.reinject(subflow)
         subflow.inflight.clear()
         self.past.add(subflow)
         if self.subflows:
             # The peer may not have seen it die.
             self._outbox.hint(Gone(subflow.subflow_id))
-        self._upkeep.repeat_wanted = True
+        self._timers.repeat_wanted = True
 
     def retire(self, subflow: Subflow) -> None:
         """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
@@ -167,42 +209,31 @@ class Session:
         """
         if not self.opener or self.ended is not None:
             raise LocalError("cannot open a stream here")
-        if len(self.streams) >= self.limits.max_streams or (
-            self.peer_streams and len(self.streams) >= self.peer_streams
-        ):
-            raise LocalError(f"{len(self.streams)} streams are open, the limit")
+        count = len(self.table.streams)
+        most = self.peer.max_streams
+        if count >= self.limits.max_streams or (most and count >= most):
+            raise LocalError(f"{count} streams are open, the limit")
         self._now = now
-        stream = Stream(
-            self,
-            self._ids.allocate(),
-            opener=True,
-            limit=self.peer_floor,
-            target=target,
-            source=source,
-        )
-        stream.receive.window.start()
-        self.add(stream)
-        self.streams_opened += 1
-        return stream
+        return self.table.open(now, self.peer.floor, target, source)
 
     def set_peer_limits(self, floor: int, streams: int) -> None:
         """The server told its limits: streams opened before that may start now."""
-        self.peer_floor = floor
-        self.peer_streams = streams
-        for stream in self.streams.values():
+        self.peer.floor = floor
+        self.peer.max_streams = streams
+        for stream in self.table.streams.values():
             stream.send.limit = max(stream.send.limit, floor)
             self._scheduler.add(stream, self._now)
-            self.touch(stream)
+            self.table.mark_updated(stream)
 
     def room_for(self, stream: Stream) -> int:
         send = stream.send
         credit = send.limit - send.buffer.end
         if credit * 4 < send.limit - send.acked:
-            self._ask_for_credit(stream)
-        return self.memory.room(stream, min(credit, self.limits.backlog - send.backlog))
+            self._outbound.ask_for_credit(stream)
+        return self.table.memory.room(stream, min(credit, self.limits.backlog - send.backlog))
 
     def on_written(self, stream: Stream, count: int) -> None:
-        self.memory.add(count)
+        self.table.memory.add(count)
         self._scheduler.add(stream, self._now)
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
@@ -211,137 +242,42 @@ class Session:
             self._outbox.ack(stream, now, urgent=True)
 
     def on_confirmed(self, stream: Stream) -> None:
-        # The target's answer to first bytes will take the ACK along; else somebody waits for it.
+        # The target's answer to first bytes will take the ACK along. Without first bytes the
+        # target may have nothing to say, and the application at the client waits for the ACK.
         self._outbox.ack(stream, self._now, urgent=not stream.receive.received)
 
     def finish_if_done(self, stream: Stream) -> None:
         if stream.reset_code is None and stream.finished:
-            self.forget(stream)
+            self.table.forget(stream)
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """Reset a stream of this side's own accord and tell the peer."""
-        if self.streams.get(stream.stream_id) is not stream:
+        if self.table.find(stream.stream_id) is not stream:
             return
-        stream.reset_code = code
-        self.forget(stream)
+        self.table.reset(stream, code)
+        self._outbox.forget(stream)
         if self.ended is None:
             try:
                 self._outbox.reset(stream.stream_id, code)
             except RemoteError as error:
                 self.end(error.code, str(error))
 
-    @property
-    def idle(self) -> bool:
-        """True if nothing is on its way and no subflow needs watching."""
-        return not any(
-            subflow.awaits_ack or subflow.inflight.has_unacked()
-            for subflow in self.subflows.values()
-        )
-
-    @property
-    def is_quiet(self) -> bool:
-        """True if no stream is open and nothing waits to be sent."""
-        return not self.streams and not self._outbox
-
-    @property
-    def now(self) -> float:
-        """The time of the last call."""
-        return self._now
-
-    @property
-    def held(self) -> int:
-        """Bytes kept for a possible reinjection."""
-        return self.memory.held
-
     # --- sending ------------------------------------------------------------------------
 
     def pick(self, now: float) -> Subflow | None:
         """The subflow that should send now: the ready one on which a chunk would arrive first.
 
-        None if there is nothing to send, or nobody who could.
+        None if there is nothing to send, or no subflow for it.
         """
-        if self._upkeep.may_repeat(now):
-            self._upkeep.repeat(now)
-        if self._own_waiting:
-            waiting = [subflow for subflow in self.subflows.values() if subflow.own]
-            self._own_waiting = bool(waiting)
-            for subflow in waiting:
-                if subflow.ready:
-                    return subflow
-        scheduler = self._scheduler
-        lanes = self._lanes
-        if scheduler.has_small and (swift := lanes.pick_swift(now)) is not None:
-            return swift
-        if self._outbox.urgent and (any_one := lanes.pick_control(now)) is not None:
-            return any_one
-        first = scheduler.first_bulk
-        if first is None:
-            return None
-        chosen = lanes.pick_bulk(first, scheduler.bulk_count, now)
-        if lanes.held_back is not None and lanes.gate.is_worthwhile(lanes.held_back):
-            self._ask_for_credit(first)
-        return chosen
+        if self._timers.may_repeat(now) and self.ended is None:
+            self._timers.repeat(now)
+        return self._outbound.pick(now)
 
     def pull(self, subflow: Subflow, now: float) -> tuple[list[Buffer], int]:
         """What `subflow` sends next, and how many bytes that is: waiting control frames, then
         about one chunk of data."""
         self._now = now
-        out: list[Buffer] = []
-        size = 0
-        if self._outbox or subflow.own:
-            blob = b"".join(subflow.own)
-            if blob:
-                subflow.own.clear()
-                subflow.ping_position = subflow.bytes_sent + len(blob)
-            blob += self._outbox.take() + self._reports.take()
-            out.append(blob)
-            size = len(blob)
-        scheduler = self._scheduler
-        control = size
-        left = min(subflow.speed.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
-        bulk = subflow.lane == BULK
-        probing = self._lanes.probing is subflow
-        frames = 0
-        while left > 0 and frames < MAX_BATCH:
-            stream = scheduler.next(bulk=bulk)
-            if stream is None:
-                break
-            start, stop = stream.send.pull(left)
-            size += self._data_frame(stream, start, stop, out)
-            subflow.inflight.add(stream, start, stop)
-            stream.count_sent(stop - start, now)
-            left -= stop - start
-            frames += 1
-            scheduler.add(stream, now)
-            self.touch(stream)
-            if probing:
-                self._lanes.probing = None
-                if stream.send.on_lost(start, stop):
-                    stream.avoid = subflow.subflow_id
-                    scheduler.promote(stream)
-                break
-        if size:
-            subflow.count_sent(size, now)
-        if size > control:
-            subflow.delivery.sent(subflow.bytes_sent, now)
-        return out, size
-
-    def _data_frame(self, stream: Stream, start: int, stop: int, out: list[Buffer]) -> int:
-        send = stream.send
-        end = send.buffer.end
-        fin = send.finished and stop > end
-        high = stop - fin
-        if start < 0:
-            low = 0
-            limit = stream.receive.window.tell()
-            frame: Frame = Open(stream.stream_id, limit, fin, stream.target, stream.source)
-        else:
-            low = start
-            frame = Data(stream.stream_id, start, fin)
-        header = encode(frame, high - low)
-        out.append(header)
-        send.buffer.slice(low, high, out)
-        return len(header) + high - low
+        return self._outbound.pull(subflow, now)
 
     def on_sample(self, subflow: Subflow, sample: Sample, now: float) -> bool:
         """What the system knows of a subflow, every SAMPLE_EVERY seconds while not idle().
@@ -357,12 +293,6 @@ class Session:
             self._lanes.refresh(others)
         return watch.is_to_be_replaced(subflow, others, now)
 
-    def doubt(self, subflow: Subflow) -> None:
-        """`subflow` has become suspect: say elsewhere what may be stuck on it."""
-        self._reinject(subflow)
-        self._lanes.refresh(self.subflows.values())
-        self._upkeep.repeat_wanted = True
-
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
         self._now = now
@@ -374,9 +304,7 @@ class Session:
             self._lanes.refresh(subflows)
         self._lanes.gate.update(self._lanes.bulk)
         for holder, stream, start, stop in watch.rescue(self._lanes, elapsed, now):
-            if stream.send.on_lost(start, stop):
-                holder.reinjected += stop - start
-                self._scheduler.promote(stream)
+            self._outbound.repeat(holder, stream, start, stop)
 
     def watch_demand(self, now: float) -> None:
         """See whether bulk waits for subflows. Call it after all samples."""
@@ -404,31 +332,51 @@ class Session:
         """What the last receive() left of its `work`."""
         return self._inbound.work_left
 
+    def doubt(self, subflow: Subflow) -> None:
+        """`subflow` has become suspect: what may be stuck on it goes out elsewhere too."""
+        self._outbound.reinject(subflow)
+        self._lanes.refresh(self.subflows.values())
+        self._timers.repeat_wanted = True
+
+    def on_gone(self, subflow: Subflow) -> None:
+        """The peer has lost `subflow`, or given it up."""
+        self._gone.append(subflow)
+
     # --- timers and the end ---------------------------------------------------------------
 
     def deadline(self) -> float:
         """When on_time() must be called at the latest."""
-        return self._upkeep.deadline
+        return self._timers.deadline
 
     def on_time(self, now: float) -> list[Subflow]:
         """Do what is due. Returns the subflows that are dead: close and detach them."""
         self._now = now
-        return self._upkeep.on_time(now)
+        if self.ended is not None:
+            return []
+        due = self._timers.on_time(now)
+        if due is None:
+            return []
+        for stream in due.idle:
+            self.table.mark_updated(stream)
+            self.reset_stream(stream, ResetCode.IDLE)
+        if due.end is not None:
+            self.end(*due.end)
+        return due.dead
 
     def end(self, code: SessionCode, reason: str) -> None:
         """End the session: every stream is reset, the caller closes the subflows."""
         if self.ended is not None:
             return
-        self.ended = (code, reason)
-        for stream in list(self.streams.values()):
+        self.ended = self._end = (code, reason)
+        self._inbound.end()
+        for stream in list(self.table.streams.values()):
+            self.table.mark_updated(stream)
             # All that is left to do for a complete stream is between us and the application.
-            if not (stream.send.complete and stream.receive.is_all_here):
-                stream.reset_code = ResetCode.SESSION_LOST
-            self.touch(stream)
-            self.forget(stream)
+            if stream.send.complete and stream.receive.is_all_here:
+                self.table.forget(stream)
+            else:
+                self.table.reset(stream, ResetCode.SESSION_LOST)
         self._outbox.clear()
-        for subflow in self.subflows.values():
-            subflow.own.clear()
         self.holding.memory.holdings.discard(self.holding)
 
     def goaway(self, code: SessionCode, reason: str) -> bytes:
@@ -438,60 +386,8 @@ class Session:
 
     def drain(self) -> None:
         """Tell the peer that this side takes no new streams."""
-        self.draining = True
-        self._outbox.add(Goaway(int(SessionCode.DRAINING), "shutting down"))
-
-    # --- internal -------------------------------------------------------------------------
-
-    def _reinject(self, subflow: Subflow) -> None:
-        """What `subflow` carries and nobody acknowledged goes out again elsewhere."""
-        for stream, start, stop in subflow.inflight:
-            if stream.reset_code is None and stream.send.on_lost(start, stop):
-                subflow.reinjected += stop - start
-                self._scheduler.promote(stream)
-
-    def _ask_for_credit(self, stream: Stream) -> None:
-        """Tell the peer that a larger window would help; once for each limit."""
-        send = stream.send
-        if send.asked_at < send.limit and send.acked >= 0:
-            send.asked_at = send.limit
-            self._outbox.add(Blocked(stream.stream_id, send.limit))
-
-    def owe_reports(self) -> None:
-        """Tell the peer once more what has been read of each subflow."""
-        for subflow in self.subflows.values():
-            self._reports.owe(subflow)
-
-    def touch(self, stream: Stream) -> None:
-        if not stream.touched:
-            stream.touched = True
-            self.touched.append(stream)
-
-    def say(self, subflow: Subflow | None, frame: Frame) -> None:
-        """Queue a frame that must travel on this very subflow."""
-        if subflow is not None and len(subflow.own) < MAX_OWN_FRAMES:
-            subflow.own.append(encode(frame))
-            self._own_waiting = True
+        self._outbox.drain()
 
     def _give_up(self) -> None:
         text = "the worker's memory is used up, and this session holds most of it"
         self.end(SessionCode.LIMIT, text)
-
-    def add(self, stream: Stream) -> None:
-        self.streams[stream.stream_id] = stream
-        self.holding.client.streams += 1
-
-    def forget(self, stream: Stream) -> None:
-        if self.streams.pop(stream.stream_id, None) is None:
-            return
-        self.memory.forget(stream)
-        self.holding.client.streams -= 1
-        self.past_payload_sent += stream.send.buffer.end
-        self.past_payload_received += stream.receive.data.next
-        held = stream.send.held
-        stream.send.buffer.clear()
-        self.memory.let_go(held)
-        stream.receive.window.close()
-        if stream.reset_code is not None:
-            stream.receive.data.clear()
-            self._outbox.forget(stream)

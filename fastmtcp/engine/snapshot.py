@@ -96,16 +96,16 @@ def totals(session: Session) -> Totals:
     """The counters of `session`, with what is gone."""
     past = session.past
     subflows = session.subflows.values()
-    streams = session.streams.values()
+    table = session.table
     return Totals(
         subflows=len(subflows),
         subflows_ended=past.count,
-        streams=len(streams),
-        streams_opened=session.streams_opened,
+        streams=len(table.streams),
+        streams_opened=table.streams_opened,
         bytes_sent=past.bytes_sent + sum(s.bytes_sent for s in subflows),
         bytes_received=past.bytes_received + sum(s.bytes_received for s in subflows),
-        payload_sent=session.past_payload_sent + sum(s.send.buffer.end for s in streams),
-        payload_received=session.past_payload_received + sum(s.receive.data.next for s in streams),
+        payload_sent=table.payload_sent,
+        payload_received=table.payload_received,
         unacked=session.held,
         reinjected=past.reinjected + sum(s.reinjected for s in subflows),
         stalls=past.stalls + sum(s.stalls for s in subflows),

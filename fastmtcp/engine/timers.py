@@ -1,40 +1,64 @@
-"""What a session does by itself as time goes by: delayed ACKs, probes, PINGs, idle limits, and
-saying again what may have died with a subflow."""
+"""What is due in a session as time goes by: delayed ACKs, probes, PINGs, idle limits, and sending
+again what may have died with a subflow.
+
+It queues frames that only ask or repeat. What changes the session it hands to the session (Due).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import msgspec
 
-from fastmtcp.engine.limits import REPEAT_SPACING
+from fastmtcp.engine.limits import REPEAT_SPACING, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.scheduling import liveness
+from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.engine.wire.errors import ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import SessionCode
 from fastmtcp.engine.wire.frames import Ping
-
-if TYPE_CHECKING:
-    from fastmtcp.engine.session import Session
 
 TICK = 1.0
 """Seconds between two looks at everything."""
 
 
-class Upkeep:
+class Due(msgspec.Struct):
+    """What the session has to do now."""
+
+    dead: list[Subflow] = []
+    """Subflows that do not answer."""
+    idle: list[Stream] = []
+    """Streams on which nothing has moved for too long: to be reset."""
+    end: tuple[SessionCode, str] | None = None
+    """Why the session is to be ended."""
+
+
+class Timers:
     """The timers of one session."""
 
     __slots__ = (
+        "_limits",
         "_outbox",
         "_repeat_after",
-        "_session",
+        "_subflows",
+        "_table",
         "_tick_at",
         "_used_at",
         "empty_since",
         "repeat_wanted",
     )
 
-    def __init__(self, session: Session, outbox: Outbox, now: float) -> None:
-        self._session = session
+    def __init__(
+        self,
+        table: StreamTable,
+        subflows: dict[int, Subflow],
+        outbox: Outbox,
+        limits: Limits,
+        now: float,
+    ) -> None:
+        self._table = table
+        self._subflows = subflows
         self._outbox = outbox
+        self._limits = limits
         self._tick_at = now + TICK
         self._repeat_after = now
         self._used_at = now
@@ -51,63 +75,59 @@ class Upkeep:
             when = min(when, self._outbox.acks_at)
         return min(when, self._repeat_after) if self.repeat_wanted else when
 
-    def on_time(self, now: float) -> list[Subflow]:
-        """Do what is due. Returns the subflows that are dead."""
-        session = self._session
+    def on_time(self, now: float) -> Due | None:
+        """What is due, if it is time to look at everything."""
         self._outbox.on_time(now)
-        if now < self._tick_at or session.ended is not None:
-            return []
+        if now < self._tick_at:
+            return None
         self._tick_at = now + TICK
-        for stream in session.streams.values():
-            if liveness.is_stuck(stream, session.limits):
-                self._outbox.add(liveness.probe(stream))
+        for stream in self._table.streams.values():
+            if liveness.is_stuck(stream, self._limits):
+                self._outbox.send(liveness.probe(stream))
         self._outbox.repeat_resets()
-        self._look_for_idle(now)
-        session.memory.wake()
-        if self.empty_since is not None:
-            if now - self.empty_since >= session.limits.session_timeout:
-                session.end(SessionCode.TIMEOUT, "no subflow for too long")
-            return []
+        idle = self._idle_streams(now)
+        end = self._end_of_session(len(self._table.streams) - len(idle), now)
+        self._table.memory.wake()
         dead = []
-        for subflow in session.subflows.values():
-            if liveness.is_unanswered(subflow, session.limits, now):
+        for subflow in self._subflows.values():
+            if liveness.is_unanswered(subflow, self._limits, now):
                 dead.append(subflow)
-            elif liveness.wants_ping(subflow, session.limits, now):
-                session.say(subflow, Ping(int(now)))
-        return dead
+            elif liveness.wants_ping(subflow, self._limits, now):
+                self._outbox.send_on(subflow, Ping(int(now)))
+        return Due(dead, idle, end)
 
     def may_repeat(self, now: float) -> bool:
-        """True if everything should be said again now: call repeat()."""
+        """True if everything should be sent again now: call repeat()."""
         return self.repeat_wanted and now >= self._repeat_after
 
     def repeat(self, now: float) -> None:
-        """Say all control frames again. They are idempotent."""
-        session = self._session
+        """Send all control frames again. They are idempotent."""
         self.repeat_wanted = False
-        self._repeat_after = now + len(session.streams) * REPEAT_SPACING
-        if session.ended is not None:
-            return
-        for stream in session.streams.values():
+        streams = self._table.streams
+        self._repeat_after = now + len(streams) * REPEAT_SPACING
+        for stream in streams.values():
             if stream.open_received:
                 self._outbox.ack(stream, now, urgent=True)
             if not stream.send.lost and liveness.needs_news(stream):
-                self._outbox.add(liveness.probe(stream))
-        session.owe_reports()
-        self._outbox.repeat_resets()
-        if session.draining:
-            session.drain()
+                self._outbox.send(liveness.probe(stream))
+        self._outbox.repeat(self._subflows.values())
 
-    def _look_for_idle(self, now: float) -> None:
-        """End what has had nothing to do for too long, if there is a limit to that."""
-        session = self._session
-        timeout = session.limits.stream_idle_timeout
-        if timeout:
-            for stream in list(session.streams.values()):
-                if liveness.is_idle(stream, timeout, now):
-                    session.touch(stream)
-                    session.reset_stream(stream, ResetCode.IDLE)
-        timeout = session.limits.session_idle_timeout
-        if session.streams or not timeout:
+    def _idle_streams(self, now: float) -> list[Stream]:
+        timeout = self._limits.stream_idle_timeout
+        if not timeout:
+            return []
+        streams = self._table.streams.values()
+        return [stream for stream in streams if liveness.is_idle(stream, timeout, now)]
+
+    def _end_of_session(self, streams: int, now: float) -> tuple[SessionCode, str] | None:
+        """Why to end a session with so many streams, if it has had nothing to do, or no subflow,
+        for too long."""
+        timeout = self._limits.session_idle_timeout
+        if streams or not timeout:
             self._used_at = now
         elif now - self._used_at >= timeout:
-            session.end(SessionCode.NORMAL, f"no stream for {timeout:g} s")
+            return SessionCode.NORMAL, f"no stream for {timeout:g} s"
+        since = self.empty_since
+        if since is not None and now - since >= self._limits.session_timeout:
+            return SessionCode.TIMEOUT, "no subflow for too long"
+        return None

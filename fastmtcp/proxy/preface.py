@@ -112,7 +112,7 @@ class Waiting:
         loop.watch(sock.fileno(), self._on_event)
 
     def update(self) -> None:
-        """The stream was touched."""
+        """The stream was updated."""
         if self._over:
             return
         if self._stream.reset_code is not None:

@@ -14,7 +14,7 @@ from fastmtcp.config.targets import Rule
 from fastmtcp.driver.drain import Drain
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.engine.quota import Client, Memory
+from fastmtcp.engine.quota import ClientQuota, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.streams.stream import Stream
@@ -76,7 +76,7 @@ class ServerService:
         # Names that clients choose, which may hang, hold up no look-up of our own target.
         self._chosen = Resolver(loop)
         self._memory = Memory(self._limits.worker_memory)
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, ClientQuota] = {}
         self._sessions: dict[bytes, ServerSession] = {}
         self._lingering: set[ServerSession] = set()
         self.past = Totals()
@@ -181,9 +181,9 @@ class ServerService:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def _client(self, name: str) -> Client:
+    def _client(self, name: str) -> ClientQuota:
         """What the sessions of a client share."""
-        return self._clients.setdefault(name, Client(self._limits.max_client_streams))
+        return self._clients.setdefault(name, ClientQuota(self._limits.max_client_streams))
 
     def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> ServerSession:
         shared = self._client(client)
@@ -262,8 +262,7 @@ class ServerService:
     def _report(self) -> None:
         """Say once a second what was refused, however much it is."""
         for session_id, session in self._sessions.items():
-            refused, session.session.refused = session.session.refused, {}
-            for limit, count in refused.items():
+            for limit, count in session.session.take_refused().items():
                 log.warning(
                     "session %s: %d streams refused: the limit is %s = %g",
                     session_id.hex()[:12],

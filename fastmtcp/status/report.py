@@ -102,7 +102,7 @@ class View:
         self, totals: TotalsStatus, subflows: int, streams: int, target: str
     ) -> Generator[None, None, status.SessionStatus]:
         session = self._session
-        if session.draining or session.peer_draining:
+        if session.draining or session.peer.draining:
             state = "draining"
         else:
             state = "active" if session.subflows else "waiting"

@@ -231,8 +231,8 @@ def test_streams_that_end_leave_nothing_behind() -> None:
                 target.close()
             application.close()
         joined.until(joined.is_empty)
-        assert joined.client.session.pool.free == Limits().window_pool
-        assert joined.server.session.pool.free == Limits().window_pool
+        assert joined.client.session.table.windows.free == Limits().window_pool
+        assert joined.server.session.table.windows.free == Limits().window_pool
 
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"he", b"llo"], [b"he", b"llo, and more"]])

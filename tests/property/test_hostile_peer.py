@@ -99,8 +99,8 @@ def test_any_frames_in_any_order(
     victim.check()
     assert session.streams == {}
     assert session.held == 0
-    assert session.pool.free == LIMITS.window_pool
-    assert session.gaps.free == LIMITS.max_gaps
+    assert session.table.windows.free == LIMITS.window_pool
+    assert session.table.gaps.free == LIMITS.max_gaps
     assert collect(session, victim.now) == []
 
 
@@ -245,11 +245,8 @@ def test_a_flood_costs_no_more_than_the_limits(flood: Callable[[], Iterator[byte
     try:
         for position in range(0, len(wire), 64 * KIB):
             session.receive(subflow, wire[position : position + 64 * KIB], 0.0)
-            # The caller looks at what was opened and touched after each read.
-            for stream in session.touched:
-                stream.touched = False
-            session.touched.clear()
-            session.opened.clear()
+            # The caller looks at what has happened after each read.
+            session.take_events()
     except RemoteError as error:
         assert error.code in (SessionCode.LIMIT, SessionCode.FLOW_CONTROL)  # noqa: PT017
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.limits import MAX_OWN_FRAMES, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 
-from tests.unit.wire import collect
+from tests.unit.wire import collect, events
 
 LIMITS = Limits(
     floor_window=2000,
@@ -52,10 +52,9 @@ class Victim:
         elif action == "detach" and session.subflows:
             self.replace(min(session.subflows))
         elif action == "events":
-            for touched in session.touched:
-                touched.touched = False
-            session.touched.clear()
-            session.opened.clear()
+            for gone in events(session).gone:
+                if gone.subflow_id in session.subflows:
+                    self.replace(gone.subflow_id)
         elif stream is None:
             return
         elif action == "write" and stream.room:
@@ -79,7 +78,7 @@ class Victim:
     def check(self) -> None:
         session = self.session
         assert len(session.streams) <= LIMITS.max_streams
-        assert len(session.touched) <= 3 * LIMITS.max_streams + 1
+        assert len(session.table.updated) <= 3 * LIMITS.max_streams + 1
         held = grown = gaps = 0
         for stream in session.streams.values():
             receive = stream.receive
@@ -94,9 +93,10 @@ class Victim:
         kept = sum(stream.receive.data.held for stream in self.seen)
         assert session.holding.bytes == held + kept
         assert session.holding.client.streams == len(session.streams)
-        assert session.pool.free >= 0
-        assert session.pool.free + grown == LIMITS.window_pool
-        assert session.gaps.free >= 0
-        assert session.gaps.free + gaps == LIMITS.max_gaps
-        for subflow in session.subflows.values():
-            assert len(subflow.own) <= 20
+        assert session.table.windows.free >= 0
+        assert session.table.windows.free + grown == LIMITS.window_pool
+        assert session.table.gaps.free >= 0
+        assert session.table.gaps.free + gaps == LIMITS.max_gaps
+        assert session._outbox._own.keys() <= set(session.subflows.values())
+        for frames in session._outbox._own.values():
+            assert len(frames) <= MAX_OWN_FRAMES

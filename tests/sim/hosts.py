@@ -86,7 +86,7 @@ class App:
         return self.reset is not None or (self.eof and self.stream.send.finished)
 
     def update(self) -> None:
-        """The stream was touched, or the application can go on."""
+        """The stream was updated, or the application can go on."""
         if self.reset is not None:
             return
         if self.stream.reset_code is not None:
@@ -229,6 +229,7 @@ class Host:
         self.wire = hashlib.sha256()
         """Of all that this side sent, in order."""
         self.most_held = 0
+        self._gone: list[Subflow] = []
         self._timer_at: float | None = None
         self._arm()
 
@@ -257,7 +258,7 @@ class Host:
             self.drop(end)
         session.rescue(now)
         for _ in range(MAX_PULLS):
-            self._update()
+            happened = self._handle_events()
             subflow = session.pick(now)
             if subflow is not None:
                 assert subflow.ready
@@ -265,12 +266,12 @@ class Host:
                 if size:
                     self.wire.update(b"%d " % subflow.subflow_id + b"".join(buffers))
                     self.ends[subflow.subflow_id].send(buffers, size)
-            elif not session.touched and not session.opened:
+            elif not happened:
                 break
         else:
             raise AssertionError("the session never comes to rest")
-        gone, session.gone = session.gone, []
-        for lost in gone:
+        while self._gone:
+            lost = self._gone.pop(0)
             if lost.subflow_id in self.ends:
                 self.drop(self.ends[lost.subflow_id])
         self.check()
@@ -296,23 +297,25 @@ class Host:
             assert send.backlog <= limits.backlog
             assert stream.reset_code is None
         assert session.held == held <= limits.send_buffer
-        assert session.pool.free >= 0
-        assert session.pool.free + grown == limits.window_pool
+        assert session.table.windows.free >= 0
+        assert session.table.windows.free + grown == limits.window_pool
         assert len(session.streams) <= limits.max_streams
         self.most_held = max(self.most_held, held)
         if session.ended is not None:
             assert not session.streams
 
-    def _update(self) -> None:
-        session = self.session
-        touched, session.touched = session.touched, []
-        for stream in touched:
-            stream.touched = False
+    def _handle_events(self) -> bool:
+        """Do what the session says has happened; False if nothing has."""
+        events = self.session.take_events()
+        if events is None:
+            return False
+        for stream in events.updated:
             if stream.watcher is not None:
                 stream.watcher.update()
-        opened, session.opened = session.opened, []
-        for stream in opened:
+        for stream in events.opened:
             self.accept(stream)
+        self._gone += events.gone
+        return True
 
     def _arm(self) -> None:
         if self.session.ended is not None:

@@ -229,10 +229,9 @@ class World:
             session = host.session
             assert session.streams == {}
             assert session.held == 0
-            assert session.pool.free == session.limits.window_pool
-            assert session.gaps.free == session.limits.max_gaps
-            assert not session.touched
-            assert not session.opened
+            assert session.table.windows.free == session.limits.window_pool
+            assert session.table.gaps.free == session.limits.max_gaps
+            assert session.take_events() is None
             assert not any(subflow.inflight.has_unacked() for subflow in session.subflows.values())
             assert all(not subflow.inflight for subflow in session.subflows.values())
 

@@ -89,8 +89,8 @@ def test_nobody_is_busy_whose_subflows_take_all(side: str) -> None:
 
 def test_the_client_hears_of_it_and_the_server_does_not_mind() -> None:
     pair = Pair()
-    assert pair.client.peer_demand_at < 0
+    assert pair.client.peer.demand_at < 0
     feed(pair.client, pack(Busy()), START + 3)
-    assert pair.client.peer_demand_at == START + 3
+    assert pair.client.peer.demand_at == START + 3
     feed(pair.server, pack(Busy()), START + 3)
     assert pair.server.ended is None

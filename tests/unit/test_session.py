@@ -9,7 +9,18 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 
-from tests.unit.wire import START, Pair, collect, feed, frames_of, pack, ready_bytes
+from tests.unit.wire import (
+    START,
+    Pair,
+    collect,
+    events,
+    feed,
+    frames_of,
+    opened,
+    pack,
+    ready_bytes,
+    updated,
+)
 
 
 def assert_nothing_is_left(pair: Pair) -> None:
@@ -17,8 +28,8 @@ def assert_nothing_is_left(pair: Pair) -> None:
     for session in (pair.client, pair.server):
         assert session.streams == {}
         assert session.held == 0
-        assert session.pool.free == session.limits.window_pool
-        assert session.gaps.free == session.limits.max_gaps
+        assert session.table.windows.free == session.limits.window_pool
+        assert session.table.gaps.free == session.limits.max_gaps
         assert not any(subflow.inflight.has_unacked() for subflow in session.subflows.values())
         assert all(not subflow.inflight for subflow in session.subflows.values())
 
@@ -45,10 +56,10 @@ def test_the_first_bytes_travel_with_the_open() -> None:
     assert isinstance(frame, Open)
     assert frame.target == "target:80"
     assert payload == b"GET /"
-    (opened,) = pair.server.opened
-    assert opened.target == "target:80"
-    assert ready_bytes(opened) == b"GET /"
-    opened.write(b"200 OK")
+    (theirs,) = opened(pair.server)
+    assert theirs.target == "target:80"
+    assert ready_bytes(theirs) == b"GET /"
+    theirs.write(b"200 OK")
     assert (Data(stream.stream_id, 0, False), b"200 OK") in pair.flush(pair.server)
     assert ready_bytes(stream) == b"200 OK"
 
@@ -61,7 +72,7 @@ def test_a_stream_without_bytes_is_opened_when_it_is_announced() -> None:
     ((frame, payload),) = pair.flush(pair.client)
     assert frame == Open(0, stream.receive.window.limit, False)
     assert payload == b""
-    assert pair.server.opened[0].receive.data.ready_bytes == 0
+    assert opened(pair.server)[0].receive.data.ready_bytes == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"first bytes"])
@@ -71,18 +82,17 @@ def test_a_stream_is_connected_when_the_server_says_so(data: bytes) -> None:
     mine.write(data)
     mine.announce()
     pair.exchange()
-    (theirs,) = pair.server.opened
+    (theirs,) = opened(pair.server)
     assert mine.send.acked == len(data)
     assert not mine.connected
     assert not theirs.connected
-    pair.client.touched.clear()
-    mine.touched = False
+    events(pair.client)
     theirs.confirm()
     assert theirs.connected
     said = pair.exchange()
     assert said == [(Ack(0, len(data), theirs.receive.window.limit, True), b"")]
     assert mine.connected
-    assert mine in pair.client.touched
+    assert mine in updated(pair.client)
     theirs.confirm()
     assert pair.exchange() == []
 
@@ -94,7 +104,7 @@ def test_somebody_who_waits_for_the_target_is_told_at_once() -> None:
         mine.write(data)
         mine.announce()
         pair.exchange()
-        pair.server.opened.pop().confirm()
+        opened(pair.server).pop().confirm()
         pair.flush(pair.server)
         assert mine.connected is not waits
         pair.exchange()
@@ -118,7 +128,7 @@ def test_only_the_server_says_what_is_connected() -> None:
     pair = Pair()
     pair.client.open(pair.now).announce()
     pair.exchange()
-    (theirs,) = pair.server.opened
+    (theirs,) = opened(pair.server)
     feed(pair.server, pack(Data(0, 0, False), b"x"))
     feed(pair.server, pack(Ack(0, 0, 5 * MIB, True)))
     assert not theirs.connected
@@ -133,10 +143,10 @@ def test_open_data_and_fin_in_one_frame() -> None:
     assert isinstance(frame, Open)
     assert frame.fin
     assert payload == b"all"
-    opened = pair.server.opened[0]
-    assert not opened.at_end
-    assert pair.take(opened) == b"all"
-    assert opened.at_end
+    (theirs,) = opened(pair.server)
+    assert not theirs.at_end
+    assert pair.take(theirs) == b"all"
+    assert theirs.at_end
 
 
 def test_the_server_may_send_as_much_as_the_open_said() -> None:
@@ -156,12 +166,12 @@ def test_data_before_the_open_is_kept_but_not_acknowledged() -> None:
     (_, data) = collect(pair.client, pair.now)[0]
 
     feed(pair.server, data, subflow=1)
-    assert pair.server.opened == []
+    assert opened(pair.server) == []
     pair.server.on_time(pair.now + 1)
     assert collect(pair.server, pair.now + 1) == []
 
     feed(pair.server, opening, subflow=0)
-    (theirs,) = pair.server.opened
+    (theirs,) = opened(pair.server)
     pair.server.on_time(pair.now + 2)
     ((frame, _),) = frames_of(collect(pair.server, pair.now + 2))
     assert isinstance(frame, Ack)
@@ -176,13 +186,13 @@ def test_an_open_that_comes_twice_opens_once_and_takes_no_credit_back() -> None:
     stream.write(b"abc")
     (_, opening) = collect(pair.client, pair.now)[0]
     feed(pair.server, opening)
-    (theirs,) = pair.server.opened
+    (theirs,) = opened(pair.server)
     feed(pair.server, pack(Ack(0, 0, 5 * MIB)))
     feed(pair.server, opening, subflow=1)
-    assert pair.server.opened == [theirs]
+    assert opened(pair.server) == []
     assert theirs.send.limit == 5 * MIB
     assert ready_bytes(theirs) == b"abc"
-    assert pair.server.streams_opened == 1
+    assert pair.server.table.streams_opened == 1
 
 
 def test_an_ack_that_overtakes_the_open_keeps_its_credit() -> None:
@@ -190,7 +200,7 @@ def test_an_ack_that_overtakes_the_open_keeps_its_credit() -> None:
     feed(pair.server, pack(Data(0, 5, False), b"fghij"))
     feed(pair.server, pack(Ack(0, 0, 3 * MIB)))
     feed(pair.server, pack(Open(0, 1 * MIB, False), b"abcde"))
-    (theirs,) = pair.server.opened
+    (theirs,) = opened(pair.server)
     assert theirs.send.limit == 3 * MIB
     assert ready_bytes(theirs) == b"abcdefghij"
 
@@ -199,10 +209,9 @@ def test_streams_opened_before_the_server_told_its_limits_start_when_it_has() ->
     client = Session(opener=True, limits=Limits(), now=START)
     stream = client.open(START)
     assert stream.room == 0
-    client.touched.clear()
-    stream.touched = False
+    events(client)
     client.set_peer_limits(64 * KIB, 2)
-    assert client.touched == [stream]
+    assert updated(client) == [stream]
     assert stream.room == 64 * KIB
     client.open(START)
     with pytest.raises(LocalError, match="2 streams"):
@@ -274,17 +283,16 @@ def test_room_is_bounded_by_the_backlog() -> None:
     assert mine.room == 100_000
 
 
-def test_a_stream_is_touched_when_there_is_room_again() -> None:
+def test_a_stream_is_updated_when_there_is_room_again() -> None:
     pair = Pair(limits=Limits(floor_window=1 * MIB, backlog=100_000))
     mine, _ = pair.open()
-    pair.client.touched.clear()
-    mine.touched = False
+    events(pair.client)
     mine.write(bytes(100_000))
-    assert pair.client.touched == []
+    assert updated(pair.client) == []
     subflow = pair.client.pick(pair.now)
     assert subflow is not None
     pair.client.pull(subflow, pair.now)
-    assert pair.client.touched == [mine]
+    assert updated(pair.client) == [mine]
 
 
 # --- the end of one direction, and of both ------------------------------------------------------
@@ -383,7 +391,7 @@ def test_a_reset_reaches_the_other_side(code: ResetCode, by_client: bool) -> Non
     assert mine.reset_code is theirs.reset_code is code
     assert not theirs.at_end
     assert not theirs.receive.data.ready
-    assert theirs.touched
+    assert theirs in updated(pair.server if by_client else pair.client)
     assert_nothing_is_left(pair)
 
 
@@ -452,7 +460,7 @@ def test_a_stream_that_was_reset_before_it_was_sent_is_never_opened() -> None:
     stream.reset(ResetCode.CANCELLED)
     pair.exchange()
     feed(pair.server, late)
-    assert pair.server.opened == []
+    assert opened(pair.server) == []
     assert pair.server.streams == {}
     assert (Closed(0), b"") in frames_of(collect(pair.server, pair.now))
 
@@ -470,7 +478,7 @@ def test_streams_over_the_limit_are_refused() -> None:
         ResetCode.OVERLOADED,
         ResetCode.OVERLOADED,
     ]
-    assert len(pair.server.opened) == len(pair.server.streams) == 2
+    assert len(opened(pair.server)) == len(pair.server.streams) == 2
 
 
 def test_both_sides_reset_at_once() -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine.limits import KIB, MIB, MIN_SEND_ROOM, OPEN_WORK, REPEAT_SPACING, Limits
-from fastmtcp.engine.quota import Bucket, Client, Memory
+from fastmtcp.engine.quota import Bucket, ClientQuota, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.wire.codec import FrameReader
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Data, Gone, Open, Ping, Reset, ResetAck
 
-from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
+from tests.unit.wire import START, Pair, collect, events, feed, frames_of, opened, pack, updated
 
 
 def server(
-    limits: Limits | None = None, memory: Memory | None = None, client: Client | None = None
+    limits: Limits | None = None, memory: Memory | None = None, client: ClientQuota | None = None
 ) -> Session:
     session = Session(
         opener=False, limits=limits or Limits(), now=START, memory=memory, client=client
@@ -42,26 +42,26 @@ def test_a_bucket_lets_so_many_through_in_a_second() -> None:
 def test_more_opens_than_allowed_in_a_second_are_reset_and_counted() -> None:
     session = server(Limits(opens_per_second=10))
     feed(session, opens(0, 15))
-    assert len(session.opened) == 10
-    assert session.refused == {"opens_per_second": 5}
+    assert len(opened(session)) == 10
+    assert session.take_refused() == {"opens_per_second": 5}
     resets = [f for f, _ in frames_of(collect(session, START)) if isinstance(f, Reset)]
     assert resets == [Reset(number, ResetCode.OVERLOADED) for number in range(10, 15)]
     # Those that are there go on, and later new ones may come.
     feed(session, pack(Data(0, 0, False), b"abc"))
     assert session.streams[0].receive.data.ready_bytes == 3
     feed(session, opens(15, 5), START + 0.5)
-    assert len(session.opened) == 15
+    assert len(opened(session)) == 5
 
 
 def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
-    client, other = Client(max_streams=10), Client(max_streams=10)
+    client, other = ClientQuota(max_streams=10), ClientQuota(max_streams=10)
     first, second, stranger = server(client=client), server(client=client), server(client=other)
     feed(first, opens(0, 6))
     feed(second, opens(0, 6))
     feed(stranger, opens(0, 6))
     assert [len(one.streams) for one in (first, second, stranger)] == [6, 4, 6]
-    assert second.refused == {"max_client_streams": 2}
-    assert first.refused == stranger.refused == {}
+    assert second.take_refused() == {"max_client_streams": 2}
+    assert first.take_refused() == stranger.take_refused() == {}
     feed(first, pack(Reset(0, 0)))
     feed(second, opens(6, 2))
     assert len(second.streams) == 5
@@ -74,7 +74,7 @@ def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
 def test_more_streams_at_once_than_allowed_are_reset_and_counted() -> None:
     session = server(Limits(max_streams=3))
     feed(session, opens(0, 5))
-    assert session.refused == {"max_streams": 2}
+    assert session.take_refused() == {"max_streams": 2}
     assert len(session.streams) == 3
 
 
@@ -128,7 +128,7 @@ def test_who_holds_most_has_to_go_when_the_memory_is_used_up() -> None:
     code, reason = greedy.ended
     assert code is SessionCode.LIMIT
     assert "memory" in reason
-    assert not greedy.ended_by_peer
+    assert not greedy.peer.ended
     assert greedy.streams == {}
     assert honest.ended is None
     assert len(honest.streams) == 10
@@ -136,9 +136,9 @@ def test_who_holds_most_has_to_go_when_the_memory_is_used_up() -> None:
 
 def test_of_many_clients_the_one_with_most_has_to_go_not_the_largest_session() -> None:
     memory = Memory(4 * MIB)
-    greedy = Client()
+    greedy = ClientQuota()
     crowd = [server(memory=memory, client=greedy) for _ in range(5)]
-    honest = server(memory=memory, client=Client())
+    honest = server(memory=memory, client=ClientQuota())
     fill(honest, 20)
     for session in crowd:
         fill(session, 10)
@@ -174,12 +174,10 @@ def test_a_session_may_always_send_something() -> None:
     stream.write(bytes(stream.room))
     assert stream.room == 0
     assert session.held == MIN_SEND_ROOM
-    for touched in session.touched:
-        touched.touched = False
-    session.touched.clear()
+    events(session)
     # It waits for the others, who do not tell it: so it looks by itself.
     session.on_time(START + 1)
-    assert stream in session.touched
+    assert stream in updated(session)
 
 
 # --- idle -------------------------------------------------------------------------------------
@@ -258,10 +256,11 @@ def test_an_open_is_more_work_than_other_frames() -> None:
     session = server()
     wire = memoryview(opens(0, 10))
     taken = session.receive(session.subflows[0], wire, START, 5 * OPEN_WORK)
-    assert 4 <= len(session.opened) <= 5
+    at_first = len(opened(session))
+    assert 4 <= at_first <= 5
     assert session.subflows[0].bytes_received == taken
     session.receive(session.subflows[0], wire[taken:], START)
-    assert len(session.opened) == 10
+    assert len(opened(session)) == 10 - at_first
 
 
 def test_one_range_again_and_again_is_not_walked_through_piece_by_piece() -> None:
@@ -273,12 +272,12 @@ def test_one_range_again_and_again_is_not_walked_through_piece_by_piece() -> Non
     assert data.gaps == 8000
     feed(session, pack(Data(0, 1, False), b"x" * 16_000))
     assert data.gaps < 200
-    held, free = data.held, session.gaps.free
+    held, free = data.held, session.table.gaps.free
     feed(session, pack(Data(0, 1, False), b"x" * 16_000))
-    assert (data.held, session.gaps.free) == (held, free)
+    assert (data.held, session.table.gaps.free) == (held, free)
     feed(session, pack(Data(0, 0, False), b"x"))
     assert data.next == data.ready_bytes == data.held == 16_001
-    assert session.gaps.free == session.limits.max_gaps
+    assert session.table.gaps.free == session.limits.max_gaps
 
 
 # --- control frames -----------------------------------------------------------------------------
@@ -288,7 +287,7 @@ def test_a_subflow_is_given_up_once_however_often_the_peer_says_so() -> None:
     session = server()
     session.attach(1, START)
     feed(session, pack(Gone(1)) * 1000 + pack(Gone(7)) * 1000)
-    assert session.gone == [session.subflows[1]]
+    assert events(session).gone == [session.subflows[1]]
 
 
 def test_the_death_of_many_subflows_has_all_said_again_once() -> None:

@@ -17,7 +17,7 @@ from fastmtcp.engine.wire.frames import (
     Reset,
 )
 
-from tests.unit.wire import START, Pair, collect, feed, frames_of, pack
+from tests.unit.wire import START, Pair, collect, events, feed, frames_of, opened, pack, updated
 
 AT_SERVER: dict[str, tuple[list[tuple[Frame, bytes]], SessionCode]] = {
     "ACK of an OPEN that was never sent": ([(Ack(0, 1, 0), b"")], SessionCode.PROTOCOL),
@@ -121,10 +121,10 @@ def test_a_goaway_resets_everything() -> None:
     feed(pair.client, pack(Goaway(SessionCode.SHUTDOWN, "bye " * 100)))
     assert pair.client.ended == (SessionCode.SHUTDOWN, ("bye " * 100)[:MAX_REASON])
     assert [stream.reset_code for stream in streams] == [ResetCode.SESSION_LOST] * 3
-    assert all(stream in pair.client.touched for stream in streams)
+    assert updated(pair.client) == streams
     assert pair.client.streams == {}
     assert pair.client.held == 0
-    assert pair.client.pool.free == pair.client.limits.window_pool
+    assert pair.client.table.windows.free == pair.client.limits.window_pool
     assert collect(pair.client, pair.now) == []
     with pytest.raises(LocalError):
         pair.client.open(pair.now)
@@ -152,7 +152,7 @@ def test_frames_behind_a_goaway_are_ignored() -> None:
     feed(pair.server, pack(Open(4, 0, False), b"abc"))
     assert pair.server.ended is not None
     assert pair.server.streams == {}
-    assert pair.server.opened == []
+    assert opened(pair.server) == []
     assert collect(pair.server, pair.now) == []
 
 
@@ -161,7 +161,7 @@ def test_a_draining_peer_finishes_what_is_open() -> None:
     mine, theirs = pair.open(b"abc")
     pair.server.drain()
     pair.exchange()
-    assert pair.client.peer_draining
+    assert pair.client.peer.draining
     assert pair.client.ended is None
     mine.write(b"def")
     pair.exchange()
@@ -196,11 +196,9 @@ def test_a_full_send_buffer_stops_reading_and_an_ack_starts_it_again() -> None:
     first.write(bytes(first.room))
     assert pair.client.held == 100_000
     assert first.room == second.room == 0
-    for stream in pair.client.touched:
-        stream.touched = False
-    pair.client.touched.clear()
+    events(pair.client)
     pair.exchange()
-    assert second in pair.client.touched
+    assert second in updated(pair.client)
     assert second.room == 100_000
 
 
@@ -213,14 +211,12 @@ def test_a_full_send_buffer_is_free_again_when_its_stream_is_reset(closed: bool)
     second, _ = pair.open()
     first.write(bytes(first.room))
     assert second.room == 0
-    for stream in pair.client.touched:
-        stream.touched = False
-    pair.client.touched.clear()
+    events(pair.client)
     if closed:
         feed(pair.client, pack(Closed(first.stream_id)))
     else:
         first.reset(ResetCode.CANCELLED)
-    assert second in pair.client.touched
+    assert second in updated(pair.client)
     assert second.room == 100_000
 
 
@@ -269,15 +265,12 @@ def test_opening_and_resetting_in_one_breath_costs_no_more_than_open_streams() -
     pair = Pair(limits=Limits(max_streams=100))
     wire = b"".join(pack(Open(n, 0, False), b"x") + pack(Reset(n, 0)) for n in range(10_000))
     feed(pair.server, wire)
-    assert len(pair.server.opened) <= 300
-    assert len(pair.server.touched) <= 300
-    for stream in pair.server.touched:
-        stream.touched = False
-    pair.server.touched.clear()
-    pair.server.opened.clear()
+    seen = events(pair.server)
+    assert len(seen.opened) <= 300
+    assert len(seen.updated) <= 300
     collect(pair.server, pair.now)
     feed(pair.server, pack(Open(10_000, 0, False), b"x"))
-    assert len(pair.server.opened) == 1
+    assert len(opened(pair.server)) == 1
 
 
 def test_a_peer_that_confirms_no_reset_loses_its_session() -> None:
@@ -304,20 +297,20 @@ def test_any_order_of_opens_and_resets_that_a_client_may_produce_is_accepted() -
     pair = Pair(limits=Limits(max_streams=10))
     for subflow in pair.client.subflows.values():
         subflow.ready = False
-    opened = []
+    streams = []
     for _ in range(3):
-        opened = [pair.client.open(pair.now) for _ in range(10)]
-        if opened[-1].stream_id < 20:
-            for stream in opened:
+        streams = [pair.client.open(pair.now) for _ in range(10)]
+        if streams[-1].stream_id < 20:
+            for stream in streams:
                 stream.reset(ResetCode.CANCELLED)
-    for stream in opened:
+    for stream in streams:
         stream.write(b"x")
     pair.client.subflows[0].ready = True
     wires = [pack(*frame) for frame in frames_of(collect(pair.client, pair.now))]
     assert len(wires) == 30
     for wire in reversed(wires):
         feed(pair.server, wire)
-    assert len(pair.server.opened) == 10
+    assert len(opened(pair.server)) == 10
 
 
 def test_what_a_subflow_carries_is_forgotten_though_one_range_of_it_is_stuck() -> None:

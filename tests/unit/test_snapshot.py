@@ -11,7 +11,7 @@ from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Cause
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
-from tests.unit.wire import START, Pair, collect, feed
+from tests.unit.wire import START, Pair, collect, feed, opened
 
 
 def test_a_new_session_has_nothing() -> None:
@@ -152,7 +152,7 @@ def test_the_states_of_a_stream() -> None:
     assert snapshot.stream(mine, pair.now).state == "opening"
     mine.announce()
     pair.exchange()
-    theirs = pair.server.opened.pop()
+    theirs = opened(pair.server).pop()
     for stream in (mine, theirs):
         assert snapshot.stream(stream, pair.now).state == "opening"
     theirs.confirm()

@@ -34,6 +34,8 @@ from fastmtcp.security.handshake import (
 from fastmtcp.security.identity import Identity, unnamed
 from fastmtcp.server import admission
 
+from tests.unit.wire import is_between_frames
+
 SPEC = Path(__file__).parents[2] / "docs" / "SPEC.md"
 TEXT = SPEC.read_text(encoding="utf-8")
 
@@ -231,7 +233,7 @@ def feed(reader: FrameReader, wire: memoryview, step: int) -> None:
 def check_decodes(frame: Frame, payload: bytes, wire: bytes, step: int) -> None:
     log = Log()
     feed(log.reader, memoryview(wire), step)
-    assert log.reader.between_frames
+    assert is_between_frames(log.reader)
     if isinstance(frame, Data):
         assert log.frames == []
         assert log.data == [(frame.stream, frame.offset, payload, frame.fin)]

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import msgspec
 from fastmtcp.engine.limits import Limits
-from fastmtcp.engine.session import Session
+from fastmtcp.engine.session import Events, Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.engine.wire.codec import PREFIX, encode
+from fastmtcp.engine.wire.codec import PREFIX, FrameReader, encode
 from fastmtcp.engine.wire.frames import Frame, Got
 
 START = 1000.0
@@ -56,6 +56,26 @@ def frames_of(sent: Iterable[tuple[Subflow, bytes]]) -> list[tuple[Frame, bytes]
     """Frames in order, without the reports of what was read, which ride along with any ACK."""
     frames = [frame for _, data in sent for frame in parse(data)]
     return [(frame, payload) for frame, payload in frames if not isinstance(frame, Got)]
+
+
+def is_between_frames(reader: FrameReader) -> bool:
+    """True if the bytes that `reader` took so far end with a whole frame."""
+    return not reader._left and not reader._partial
+
+
+def events(session: Session) -> Events:
+    """What has happened in a session since this was last asked."""
+    return session.take_events() or Events([], [], [], None)
+
+
+def opened(session: Session) -> list[Stream]:
+    """Streams that the peer has opened since the session was last asked for events."""
+    return events(session).opened
+
+
+def updated(session: Session) -> list[Stream]:
+    """Streams on which something has happened since the session was last asked for events."""
+    return list(events(session).updated)
 
 
 def ready_bytes(stream: Stream) -> bytes:
@@ -136,8 +156,7 @@ class Pair:
             mine.write(data)
         mine.announce()
         self.exchange()
-        theirs = self.server.opened.pop()
-        assert not self.server.opened
+        (theirs,) = opened(self.server)
         theirs.confirm()
         self.exchange()
         return mine, theirs

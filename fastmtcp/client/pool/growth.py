@@ -107,12 +107,11 @@ def _waiting(now: float, session: Session) -> Role:
     if now - session.demand.at < 1.5 * PERIOD:
         waiting |= Role.UP
     # What the server says comes behind what it has sent before.
-    if now - session.peer_demand_at < 2 * PERIOD:
+    if now - session.peer.demand_at < 2 * PERIOD:
         waiting |= Role.DOWN
     return waiting
 
 
 def _payload(session: Session) -> int:
     """Bytes of applications that have arrived, at either side."""
-    received = sum(stream.receive.data.next for stream in session.streams.values())
-    return session.acked + session.past_payload_received + received
+    return session.table.acked + session.table.payload_received

@@ -1,4 +1,4 @@
-"""What a session keeps of its streams until it is acknowledged, and who waits for room."""
+"""What a session keeps of its streams until it is acknowledged, and which of them wait for room."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 class SendMemory:
     """One session's, within its limit and its share of the worker's memory."""
 
-    __slots__ = ("_holding", "_limits", "_starved", "_touch", "held")
+    __slots__ = ("_holding", "_limits", "_starved", "_wake", "held")
 
-    def __init__(self, limits: Limits, holding: Holding, touch: Callable[[Stream], None]) -> None:
-        """`touch` is called with a stream that waited, when there is room again."""
+    def __init__(self, limits: Limits, holding: Holding, wake: Callable[[Stream], None]) -> None:
+        """`wake` is called with a stream that waited, when there is room again."""
         self._limits = limits
         self._holding = holding
-        self._touch = touch
+        self._wake = wake
         self._starved: dict[Stream, None] = {}
         self.held = 0
         """Bytes kept for a possible reinjection."""
 
     def room(self, stream: Stream, want: int) -> int:
-        """Up to `want` bytes that `stream` may add now. If it gets less, it is touched later."""
+        """Up to `want` bytes that `stream` may add now. If it gets less, it is woken later."""
         most = max(self.held + self._holding.memory.spare, MIN_SEND_ROOM)
         left = min(self._limits.send_buffer, most) - self.held
         if left < want:
@@ -40,7 +40,7 @@ class SendMemory:
         self._holding.add(count)
 
     def let_go(self, count: int) -> None:
-        """`count` bytes need not be held any longer: whoever waits for the room may have it."""
+        """`count` bytes need not be held any longer: streams that wait for room may have it."""
         self.held -= count
         self._holding.add(-count)
         if self._starved and 2 * self.held < self._limits.send_buffer:
@@ -49,7 +49,7 @@ class SendMemory:
     def wake(self) -> None:
         """Once a second too: the room may be what another session of the worker has let go."""
         for stream in self._starved:
-            self._touch(stream)
+            self._wake(stream)
         self._starved.clear()
 
     def forget(self, stream: Stream) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
 from fastmtcp.engine.streams.receive_side import ReceiveSide
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.send_side import SendSide
 from fastmtcp.engine.wire.errors import ResetCode
-
-if TYPE_CHECKING:
-    from fastmtcp.engine.session import Session
-
 
 NO_SUBFLOW = -1
 """Stands for a subflow's id where there is none."""
@@ -26,6 +22,28 @@ class StreamWatcher(Protocol):
         """Something has happened to the stream: look at it."""
 
 
+class StreamOwner(Protocol):
+    """The session of a stream: what the application does has effects beyond the stream."""
+
+    def room_for(self, stream: Stream) -> int:
+        """How many bytes the stream may take from its application now."""
+
+    def on_written(self, stream: Stream, count: int) -> None:
+        """`count` more bytes, an OPEN or a FIN wait to be sent."""
+
+    def on_taken(self, stream: Stream, count: int, now: float) -> None:
+        """The application took `count` bytes: the peer may get new credit."""
+
+    def on_confirmed(self, stream: Stream) -> None:
+        """The target is connected: the peer is to be told."""
+
+    def reset_stream(self, stream: Stream, code: ResetCode) -> None:
+        """Give the stream up and tell the peer."""
+
+    def finish_if_done(self, stream: Stream) -> None:
+        """The application was told of the peer's FIN: the stream may be forgotten."""
+
+
 class Stream:
     """The application's side of a stream.
 
@@ -35,9 +53,9 @@ class Stream:
     """
 
     __slots__ = (
+        "_owner",
         "_recent",
         "_sent_at",
-        "_session",
         "avoid",
         "confirmed",
         "created_at",
@@ -55,30 +73,31 @@ class Stream:
         "source",
         "stream_id",
         "target",
-        "touched",
         "watcher",
     )
 
     def __init__(
         self,
-        session: Session,
+        owner: StreamOwner,
         stream_id: int,
+        receive: ReceiveSide,
         *,
         opener: bool,
         limit: int,
+        now: float,
         target: str = "",
         source: str = "",
     ) -> None:
-        self._session = session
+        self._owner = owner
         self.stream_id = stream_id
-        self.created_at = session.now
+        self.created_at = now
         self.target = target
         self.source = source
         """The application's address, as it says itself or the client knows it; or empty."""
         self.send = SendSide(opener=opener, limit=limit)
         self.opener = opener
         """True at the side that opened the stream, the client."""
-        self.receive = ReceiveSide(session.limits, session.pool, session.gaps, session.holding)
+        self.receive = receive
         self.open_received = opener
         """Data may overtake the OPEN; until that is here nothing is acknowledged."""
         self.confirmed = False
@@ -88,7 +107,6 @@ class Stream:
         """Set once the stream was reset, by either side."""
         self.watcher: StreamWatcher | None = None
         """Is told when something happens to this stream."""
-        self.touched = False
         self.rescued_at = 0.0
         self.avoid = NO_SUBFLOW
         """Id of the subflow that holds up this stream: the copy of the range must not go there."""
@@ -98,7 +116,7 @@ class Stream:
         self.idle_probes = 0
         self.moved = 0
         """All bytes that the applications and the peer have moved, when last looked at."""
-        self.moved_at = session.now
+        self.moved_at = now
         self._recent = 0
         self._sent_at = 0.0
 
@@ -109,7 +127,7 @@ class Stream:
         """Bytes that may be read from the application now."""
         if self.send.finished or self.reset_code is not None:
             return 0
-        return self._session.room_for(self)
+        return self._owner.room_for(self)
 
     def write(self, view: Buffer) -> None:
         """The application sent `view`. The stream keeps it until it is data-ACKed.
@@ -119,38 +137,48 @@ class Stream:
         """
         if self.reset_code is None:
             self.send.write(view)
-            self._session.on_written(self, len(view))
+            self._owner.on_written(self, len(view))
 
     def announce(self) -> None:
         """Open the stream at the peer now, even if there are no bytes to go with the OPEN."""
         if self.reset_code is None:
-            self._session.on_written(self, 0)
+            self._owner.on_written(self, 0)
 
     def confirm(self) -> None:
         """At the server: the target is connected, the client may know."""
         if self.reset_code is None and not self.confirmed:
             self.confirmed = True
-            self._session.on_confirmed(self)
+            self._owner.on_confirmed(self)
 
     def finish(self) -> None:
         """The application sent its FIN."""
         if self.reset_code is None and not self.send.finished:
             self.send.finished = True
-            self._session.on_written(self, 0)
+            self._owner.on_written(self, 0)
 
     def reset(self, code: ResetCode) -> None:
         """Give up the stream at both ends."""
         if self.reset_code is None:
-            self._session.reset_stream(self, code)
+            self._owner.reset_stream(self, code)
 
     def take(self, count: int, now: float) -> None:
         """The application took `count` bytes from the front of `receive.data.ready`."""
         self.receive.data.take(count)
-        self._session.on_taken(self, count, now)
+        self._owner.on_taken(self, count, now)
 
     def take_end(self) -> None:
         """The application was told of the peer's FIN."""
-        self._session.finish_if_done(self)
+        self._owner.finish_if_done(self)
+
+    @property
+    def open_sent(self) -> bool:
+        """True once the OPEN, the byte before the first, has been given to a subflow."""
+        return self.send.next >= 0
+
+    @property
+    def open_acked(self) -> bool:
+        """True once the peer is known to have the OPEN."""
+        return self.send.acked >= 0
 
     @property
     def connected(self) -> bool:

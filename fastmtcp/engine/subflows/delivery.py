@@ -7,13 +7,6 @@ acknowledges what has got no further; and not every system tells what it knows.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
-
-from fastmtcp.engine.wire.codec import encode
-from fastmtcp.engine.wire.frames import Got
-
-if TYPE_CHECKING:
-    from fastmtcp.engine.subflows.subflow import Subflow
 
 START_RTT = 0.2
 _MARK_EVERY = 0.01
@@ -100,27 +93,3 @@ class Delivery:
             self.rate = (got - self._rate_from) / elapsed
             self._rate_at = now
             self._rate_from = got
-
-
-class Reports:
-    """Reports that this side owes the peer: they ride with the next control frames."""
-
-    __slots__ = ("_owed",)
-
-    def __init__(self) -> None:
-        self._owed: dict[Subflow, None] = {}
-
-    def owe(self, subflow: Subflow) -> None:
-        """Data came in on this subflow, or a report may have got lost."""
-        self._owed[subflow] = None
-
-    def forget(self, subflow: Subflow) -> None:
-        self._owed.pop(subflow, None)
-
-    def take(self) -> bytes:
-        """All of them, as frames."""
-        if not self._owed:
-            return b""
-        parts = [encode(Got(subflow.subflow_id, subflow.bytes_received)) for subflow in self._owed]
-        self._owed.clear()
-        return b"".join(parts)

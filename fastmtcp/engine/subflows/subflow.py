@@ -75,7 +75,6 @@ class Subflow:
         "heard_at",
         "inflight",
         "lane",
-        "own",
         "peer_window",
         "ping_position",
         "pinged_at",
@@ -111,8 +110,6 @@ class Subflow:
         self.speed = Speed(self.delivery, now)
         self.guard = Guard(now)
         """Whether it brings more than it costs the others."""
-        self.own: list[bytes] = []
-        """Frames that must travel on this subflow and no other (PING, PONG)."""
         self.created_at = now
         self.bytes_sent = 0
         self.bytes_received = 0

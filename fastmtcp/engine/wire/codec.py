@@ -70,11 +70,6 @@ class FrameReader:
         self._offset = 0
         self._fin = False
 
-    @property
-    def between_frames(self) -> bool:
-        """True if the bytes so far end with a whole frame."""
-        return not self._left and not self._partial
-
     def feed(self, view: memoryview, work: int = 1 << 62) -> int:
         """Take the next bytes of the subflow, up to about `work` frames. Returns how many bytes
         were taken; the caller comes again with the rest.
