@@ -30,9 +30,8 @@ class Outbound:
     def pick(self, now: float) -> Subflow | None:
         """See Session.pick()."""
         outbox = self._outbox
-        own = outbox.ready_subflow
-        if own is not None:
-            return own
+        if outbox.own and (only := outbox.ready_subflow()) is not None:
+            return only
         scheduler = self._scheduler
         lanes = self._lanes
         if scheduler.has_small and (swift := lanes.pick_swift(now)) is not None:
@@ -50,7 +49,10 @@ class Outbound:
     def pull(self, subflow: Subflow, now: float) -> tuple[list[Buffer], int]:
         """See Session.pull()."""
         out: list[Buffer] = []
-        size = control = self._control_frames(subflow, out)
+        outbox = self._outbox
+        size = control = 0
+        if outbox.own or outbox:
+            size = control = self._control_frames(subflow, out)
         scheduler = self._scheduler
         left = min(subflow.speed.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
         bulk = subflow.lane == BULK

@@ -24,11 +24,11 @@ class Outbox:
         "_acks",
         "_frames",
         "_limits",
-        "_own",
         "_reports",
         "_resets",
         "acks_at",
         "draining",
+        "own",
         "urgent",
     )
 
@@ -40,8 +40,8 @@ class Outbox:
         self._acks: dict[Stream, None] = {}
         self._resets: dict[int, ResetCode] = {}
         self._reports: dict[Subflow, None] = {}
-        # Frames that must travel on one subflow and no other (PING, PONG).
-        self._own: dict[Subflow, list[bytes]] = {}
+        self.own: dict[Subflow, list[bytes]] = {}
+        """Frames that must travel on one subflow and no other (PING, PONG)."""
         self.draining = False
         """True once the peer was told that this side takes no new streams."""
         self.acks_at: float | None = None
@@ -75,14 +75,13 @@ class Outbox:
 
     def send_on(self, subflow: Subflow, frame: Frame) -> None:
         """Queue a frame that must travel on this very subflow."""
-        frames = self._own.setdefault(subflow, [])
+        frames = self.own.setdefault(subflow, [])
         if len(frames) < MAX_OWN_FRAMES:
             frames.append(encode(frame))
 
-    @property
     def ready_subflow(self) -> Subflow | None:
         """A subflow that would take bytes now, and for which frames of its own wait."""
-        for subflow in self._own:
+        for subflow in self.own:
             if subflow.ready:
                 return subflow
         return None
@@ -101,7 +100,7 @@ class Outbox:
 
     def forget_subflow(self, subflow: Subflow) -> None:
         self._reports.pop(subflow, None)
-        self._own.pop(subflow, None)
+        self.own.pop(subflow, None)
 
     def forget(self, stream: Stream) -> None:
         self._acks.pop(stream, None)
@@ -151,8 +150,7 @@ class Outbox:
 
     def take_own(self, subflow: Subflow) -> bytes:
         """The frames that must travel on `subflow`."""
-        frames = self._own.pop(subflow, None) if self._own else None
-        return b"".join(frames) if frames else b""
+        return b"".join(self.own.pop(subflow, ()))
 
     def take(self) -> bytes:
         """Everything that any subflow may carry, as bytes for one."""
@@ -175,6 +173,6 @@ class Outbox:
         self._frames.clear()
         self._acks.clear()
         self._resets.clear()
-        self._own.clear()
+        self.own.clear()
         self.urgent = False
         self.acks_at = None

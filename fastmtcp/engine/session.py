@@ -296,7 +296,7 @@ class Session:
     def rescue(self, now: float) -> None:
         """Send ranges that hold up their streams once more. Call it after all samples."""
         self._now = now
-        # After a time in which nothing was on its way, nobody can have stood still for long.
+        # After a time in which nothing was on its way, no subflow can have stood still for long.
         elapsed = min(now - self._rescued_at, 2 * watch.SAMPLE_EVERY)
         self._rescued_at = now
         subflows = self.subflows.values()

@@ -1,7 +1,7 @@
 """What a session is doing, as plain values: for the status command, never for decisions.
 
-Everything here only reads. `sent` and `received` are this side's; who is the client and who the
-server, and how fast the counters grow, is added outside.
+Everything here only reads. `sent` and `received` are this side's; which side is the client, and
+how fast the counters grow, is added outside.
 """
 
 from __future__ import annotations

@@ -97,6 +97,6 @@ class Victim:
         assert session.table.windows.free + grown == LIMITS.window_pool
         assert session.table.gaps.free >= 0
         assert session.table.gaps.free + gaps == LIMITS.max_gaps
-        assert session._outbox._own.keys() <= set(session.subflows.values())
-        for frames in session._outbox._own.values():
+        assert session._outbox.own.keys() <= set(session.subflows.values())
+        for frames in session._outbox.own.values():
             assert len(frames) <= MAX_OWN_FRAMES

@@ -16,7 +16,6 @@ def ranges(*pairs: tuple[int, int]) -> RangeSet:
 def test_empty() -> None:
     empty = RangeSet()
     assert not empty
-    assert len(empty) == 0
     assert list(empty) == []
     with pytest.raises(IndexError):
         empty.take(1)

@@ -18,9 +18,6 @@ class RangeSet:
     def __bool__(self) -> bool:
         return bool(self._starts)
 
-    def __len__(self) -> int:
-        return len(self._starts)
-
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._ends, strict=True))
 

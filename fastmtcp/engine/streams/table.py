@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Bucket, Holding
 from fastmtcp.engine.streams.flow_control import WindowPool
@@ -14,7 +16,7 @@ from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 
 
 class StreamTable:
-    """See the module. It sends nothing: who changes a stream here tells the peer."""
+    """See the module. It sends nothing: its callers tell the peer."""
 
     __slots__ = (
         "_ids",
@@ -24,6 +26,7 @@ class StreamTable:
         "_past_received",
         "_past_sent",
         "acked",
+        "find",
         "gaps",
         "holding",
         "memory",
@@ -45,6 +48,8 @@ class StreamTable:
         self.opener = opener
         self.holding = holding
         self.streams: dict[int, Stream] = {}
+        self.find: Callable[[int], Stream | None] = self.streams.get
+        """The stream with this id, if it is here. (No method: it is asked for every frame.)"""
         self.memory = SendMemory(limits, holding, self.mark_updated)
         self.windows = WindowPool(limits.window_pool, holding.memory)
         self.gaps = GapPool(limits.max_gaps)
@@ -64,9 +69,6 @@ class StreamTable:
         self._opens = Bucket(limits.opens_per_second, now)
 
     # --- finding, opening, accepting ------------------------------------------------------
-
-    def find(self, stream_id: int) -> Stream | None:
-        return self.streams.get(stream_id)
 
     def open(self, now: float, limit: int, target: str, source: str) -> Stream:
         """A new stream of this side, the opener. The peer gives it `limit` as credit."""
