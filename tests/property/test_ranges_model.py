@@ -40,4 +40,3 @@ def test_like_a_set_of_integers(actions: list[tuple[str, int, int]]) -> None:
         assert {value for start, end in ranges for value in range(start, end)} == model
         assert all(start < end for start, end in ranges)
         assert all(end < start for (_, end), (start, _) in pairwise(ranges))
-        assert len(ranges) == len(list(ranges))
