@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastmtcp._version import __version__
-
 if TYPE_CHECKING:
+    from fastmtcp._version import __version__
     from fastmtcp.api.aio import AsyncServer, open_connection, start_server
     from fastmtcp.api.client import Client, create_connection
     from fastmtcp.api.errors import HandshakeError
@@ -45,6 +44,7 @@ _HOMES = {
     "HandshakeError": "fastmtcp.api.errors",
     "Info": "fastmtcp.api.info",
     "Server": "fastmtcp.api.server",
+    "__version__": "fastmtcp._version",
     "create_connection": "fastmtcp.api.client",
     "info": "fastmtcp.api.info",
     "open_connection": "fastmtcp.api.aio",

@@ -16,6 +16,7 @@ import fastmtcp
 import pytest
 from fastmtcp.api import pair, thread
 
+from tests import unmeasured
 from tests.io.net import Background, is_reset, read_all, read_exactly, silent_port
 from tests.library.conftest import KEY
 from tests.library.echo import echo, serve
@@ -27,10 +28,12 @@ resource_tracker.ensure_running()
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
-def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, *arguments: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """A program of its own."""
     command = [sys.executable, "-X", "dev", "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
 
 
 _SIGNALS = """
@@ -396,7 +399,7 @@ time.sleep(0.3)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
     def test_exceptions_of_signal_handlers_do_not_lock_up_anything(self) -> None:
-        done = run(_SIGNALS)
+        done = run(_SIGNALS, env=unmeasured.environment())
         assert (done.returncode, done.stdout) == (0, "both work\n"), done.stderr
 
     def test_importing_costs_next_to_nothing(self) -> None:

@@ -29,6 +29,8 @@ from fastmtcp.errors import ConfigError, PeerError, StartError
 from fastmtcp.security import keys
 from fastmtcp.server import program as server_program
 
+from tests import unmeasured
+
 HEX = "0123456789abcdef" * 4
 PROGRAMS = [(server, ServerConfig), (client, ClientConfig)]
 Capture = pytest.CaptureFixture[str]
@@ -466,10 +468,11 @@ def test_processes_have_the_exit_codes(tmp_path: Path) -> None:
 def test_importing_a_program_is_light() -> None:
     heavy = ["psutil", "asyncio", "ssl", "multiprocessing", "logging.handlers"]
     heavy += ["fastmtcp.engine.session", "fastmtcp.io"]
+    alone = unmeasured.environment()
     for module in ("server", "client", "main"):
         code = f"import sys, fastmtcp.cli.{module}; print(*sys.modules)"
         out = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=alone
         )
         loaded = out.stdout.split()
         assert f"fastmtcp.cli.{module}" in loaded
