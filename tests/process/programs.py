@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,8 +63,14 @@ class Program:
     """A running `fastmtcp-server` or `fastmtcp-client`."""
 
     def __init__(
-        self, name: str, arguments: tuple[str, ...], folder: Path, max_files: int | None = None
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        folder: Path,
+        max_files: int | None = None,
+        under: Sequence[str] = (),
     ) -> None:
+        """`under` is a command that replaces itself by the one behind it, such as setpriv."""
         self.name = name
         self.expects_trouble = False
         """Set by a test that kills something: exit code and log may then say so."""
@@ -77,7 +83,7 @@ class Program:
 
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [command(name), *arguments],
+                [*under, command(name), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -198,9 +204,15 @@ class Programs:
         self._started: list[Program] = []
         self._shared_memory = _shared_memory()
 
-    def start(self, name: str, *arguments: object, max_files: int | None = None) -> Program:
+    def start(
+        self,
+        name: str,
+        *arguments: object,
+        max_files: int | None = None,
+        under: Sequence[str] = (),
+    ) -> Program:
         """Start a command with just these arguments."""
-        program = Program(name, tuple(map(str, arguments)), self.folder, max_files)
+        program = Program(name, tuple(map(str, arguments)), self.folder, max_files, under)
         self._started.append(program)
         return program
 
