@@ -39,7 +39,7 @@ class Ready(msgspec.Struct, frozen=True):
     config: Any
     credentials: Any
     """Of a client its Credentials, of a server the Clients that may connect."""
-    security: Any = None
+    certificates: Any = None
     """Of a server its ServerTls."""
 
     def __repr__(self) -> str:

@@ -78,7 +78,7 @@ class ServerCore(Core):
         self._waiters: deque[Answer[Accepted]] = deque()
         self._limit = limit
         self._clients = ready.credentials
-        self._security = ready.security
+        self._certificates = ready.certificates
         self._sockets = sockets
 
     def start(self) -> None:
@@ -90,7 +90,7 @@ class ServerCore(Core):
             0,
             self._sockets,
             _NoOtherWorker(),
-            security=self._security,
+            certificates=self._certificates,
             on_stream=None if self.forwards else self._on_stream,
         )
         self.sample_rates()

@@ -35,7 +35,7 @@ def run_client(config: ClientConfig) -> int:
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
         service = ClientService(loop, config, own, ways_in, on_pool, login=login)
         if own.tls is not None and own.tls.files:
-            FileWatch(loop, own.tls.files, own.tls.again, service.set_security)
+            FileWatch(loop, own.tls.files, own.tls.again, service.set_certificates)
         return service
 
     return Supervisor("client", config, ports, make, waits_for_subflows=True).run()

@@ -142,9 +142,9 @@ class ClientService:
         """Of all sessions, those that have ended and whose applications still read included."""
         return [session.driver for session in self._sessions()]
 
-    def set_security(self, security: ClientTls) -> None:
+    def set_certificates(self, certificates: ClientTls) -> None:
         """Use these certificates for new connections."""
-        self._credentials = msgspec.structs.replace(self._credentials, tls=security)
+        self._credentials = msgspec.structs.replace(self._credentials, tls=certificates)
         for session in self._sessions():
             session.pool.set_credentials(self._credentials)
 

@@ -76,7 +76,7 @@ class _SocketHandshake(Dialogue):
 
 
 class ClientSocketHandshake(_SocketHandshake):
-    """Authenticates a fresh connection to the server `host`, with TLS if `security` is given.
+    """Authenticates a fresh connection to the server `host`, with TLS if `certificates` is given.
 
     Calls either `done(sock, tls, handshake)` or `failed(error)`. `early` are bytes of the socket
     that were read already. `may_go_on` is asked at the server's first word, before the proof is
@@ -95,7 +95,7 @@ class ClientSocketHandshake(_SocketHandshake):
         role: Role = Role.BOTH,
         early: bytes = b"",
         may_go_on: Callable[[], bool] | None = None,
-        security: ClientTls | None = None,
+        certificates: ClientTls | None = None,
         host: str = "",
     ) -> None:
         super().__init__(loop, sock, loop.now + HANDSHAKE_TIMEOUT, early)
@@ -103,18 +103,18 @@ class ClientSocketHandshake(_SocketHandshake):
             ClientHandshake, identity, os.urandom(NONCE_SIZE), subflow_id, join, role
         )
         self._handshake: ClientHandshake | None = None
-        self._security = security
+        self._certificates = certificates
         self._done = done
         self._failed = failed
         self._may_go_on = may_go_on
         session = join.session if join is not None else b""
-        preamble = Preamble.of(session, tls=security is not None).encode()
+        preamble = Preamble.of(session, tls=certificates is not None).encode()
         try:
-            if security is None:
+            if certificates is None:
                 self._handshake = self._new_handshake()
                 self._send(preamble + self._handshake.hello)
             else:
-                self._tls = security.connect(host)
+                self._tls = certificates.connect(host)
                 self._send(preamble + self._tls.feed(b"")[1])
         except PeerError as error:
             # Not from here: the caller does not know us yet.
@@ -128,8 +128,8 @@ class ClientSocketHandshake(_SocketHandshake):
         super()._take(data)
 
     def _on_secure(self, tls: Tls) -> None:
-        assert self._security is not None
-        self._handshake = self._new_handshake(certificate=self._security.check(tls))
+        assert self._certificates is not None
+        self._handshake = self._new_handshake(certificate=self._certificates.check(tls))
         self._say(self._handshake.hello)
 
     def _on_data(self, data: bytes) -> None:
@@ -199,7 +199,7 @@ class ServerSocketHandshake(_SocketHandshake):
         sock: socket.socket,
         preamble: Preamble,
         clients: Clients,
-        security: ServerTls | None,
+        certificates: ServerTls | None,
         until: float,
         done: Callable[
             [ServerSocketHandshake, socket.socket, Tls | None, ServerHandshake],
@@ -211,18 +211,18 @@ class ServerSocketHandshake(_SocketHandshake):
         self._done = done
         self._failed = failed
         certificate = b""
-        if security is not None:
-            certificate = security.fingerprint
+        if certificates is not None:
+            certificate = certificates.fingerprint
         self._handshake = ServerHandshake(clients, os.urandom(NONCE_SIZE), preamble, certificate)
-        self._security = security
-        if preamble.tls != (security is not None):
+        self._certificates = certificates
+        if preamble.tls != (certificates is not None):
             error = RefusedError(RefuseCode.TLS, TLS_DIFFERS[preamble.tls])
             loop.call_soon(partial(self._fail, error))
 
     def _take(self, data: bytes) -> None:
-        if self._security is not None and self._tls is None:
+        if self._certificates is not None and self._tls is None:
             # Not before its first bytes are here: it takes some memory.
-            self._tls = self._security.accept()
+            self._tls = self._certificates.accept()
         super()._take(data)
 
     def _on_data(self, data: bytes) -> None:

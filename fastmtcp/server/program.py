@@ -22,14 +22,14 @@ def run_server(config: ServerConfig) -> int:
         FastmtcpError: it cannot start.
     """
     # A bad file is wrong usage, and is told before anything has been started.
-    clients, security = credentials.of_server(config)
+    clients, certificates = credentials.of_server(config)
     ports = prepare(config, config.listen)
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
     def make(index: int, loop: Loop, _channel: Channel) -> ServerService:
         handoff = WorkerHandoff(loop, inboxes, index)
         service = ServerService(
-            loop, config, clients, index, ports.of(index), handoff, security=security
+            loop, config, clients, index, ports.of(index), handoff, certificates=certificates
         )
         handoff.on_handoff = service.reception.on_handoff
         _watch_files(loop, config, service)
@@ -49,5 +49,5 @@ def _watch_files(loop: Loop, config: ServerConfig, service: ServerService) -> No
             loop,
             [name for name in names if name is not None],
             partial(credentials.read_certificate, config),
-            service.set_security,
+            service.set_certificates,
         )

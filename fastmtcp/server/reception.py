@@ -58,7 +58,7 @@ class Reception:
     authenticates the rest.
 
     Calls `proved(sock, tls, handshake, peer)` for each client that holds its key; the socket is
-    still watched then. `clients` are those to let in, and `security` is None without TLS; both
+    still watched then. `clients` are those to let in, and `certificates` is None without TLS; both
     may be replaced at any time.
     """
 
@@ -69,13 +69,13 @@ class Reception:
         sockets: list[socket.socket],
         handoff: Handoff,
         clients: Clients,
-        security: ServerTls | None,
+        certificates: ServerTls | None,
         limits: ServerLimits,
         proved: Proved,
     ) -> None:
         """`sockets` are bound; `index` is this worker's, from 0."""
         self.clients = clients
-        self.security = security
+        self.certificates = certificates
         self._loop = loop
         self._index = index
         self._handoff = handoff
@@ -183,7 +183,7 @@ class Reception:
             sock,
             preamble,
             self.clients,
-            self.security,
+            self.certificates,
             until,
             self._on_proved,
             self._on_failed,

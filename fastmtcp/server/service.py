@@ -61,10 +61,10 @@ class ServerService:
         sockets: list[socket.socket],
         handoff: Handoff,
         limits: ServerLimits | None = None,
-        security: ServerTls | None = None,
+        certificates: ServerTls | None = None,
         on_stream: Callable[[ServerSession, Stream], None] | None = None,
     ) -> None:
-        """`sockets` are bound; `index` is this worker's, from 0; without `security` there is no
+        """`sockets` are bound; `index` is this worker's, from 0; without `certificates` there is no
         TLS. `on_stream` takes the streams that clients open, whatever target they name, in place
         of the targets."""
         self._loop = loop
@@ -90,7 +90,7 @@ class ServerService:
             sockets,
             handoff,
             clients,
-            security,
+            certificates,
             self._limits,
             self._on_proved,
         )
@@ -127,10 +127,10 @@ class ServerService:
             if clients.get(session.client) != session.verifier:
                 session.driver.end(SessionCode.REVOKED, "this client was revoked")
 
-    def set_security(self, security: ServerTls | None) -> None:
+    def set_certificates(self, certificates: ServerTls | None) -> None:
         """Use this certificate for new connections."""
-        if security is not None:
-            self.reception.security = security
+        if certificates is not None:
+            self.reception.certificates = certificates
 
     # --- subflows -----------------------------------------------------------------------------
 

@@ -36,10 +36,12 @@ GRANT = Grant(b"s" * SESSION_ID_SIZE, 65536, 100)
 class ServerSide:
     """A handshake as the server runs it: the preamble, then the rest."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, security: ServerTls | None = None) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, certificates: ServerTls | None = None
+    ) -> None:
         self.loop = loop
         self.sock = sock
-        self.security = security
+        self.certificates = certificates
         self.proved: ServerHandshake | None = None
         self.tls: Tls | None = None
         self.errors: list[PeerError] = []
@@ -55,7 +57,7 @@ class ServerSide:
             sock,
             preamble,
             CLIENTS,
-            self.security,
+            self.certificates,
             arrival.until,
             self._on_proved,
             self._on_failed,
@@ -91,7 +93,7 @@ class ClientSide:
         loop: Loop,
         sock: socket.socket,
         key: Identity = KEY,
-        security: ClientTls | None = None,
+        certificates: ClientTls | None = None,
         host: str = "127.0.0.1",
     ) -> None:
         self.sock = sock
@@ -107,7 +109,7 @@ class ClientSide:
             None,
             self._on_done,
             self.errors.append,
-            security=security,
+            certificates=certificates,
             host=host,
         )
 

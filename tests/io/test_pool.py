@@ -77,9 +77,9 @@ class World:
         config = ServerConfig(target=Endpoint(*self.target.getsockname()))
         sockets = [bind((socket.AF_INET, ("127.0.0.1", 0)), shared=False) for _ in range(ports)]
         numbers = [sock.getsockname()[1] for sock in sockets]
-        security = None if self.certificate is None else self.certificate.server()
+        certificates = None if self.certificate is None else self.certificate.server()
         worker = ServerService(
-            self.loop, config, CLIENTS, 0, sockets, NoHandoff(), security=security
+            self.loop, config, CLIENTS, 0, sockets, NoHandoff(), certificates=certificates
         )
         self.servers.append(worker)
         return worker, numbers
@@ -114,7 +114,7 @@ class Client:
     def __init__(self, world: World, config: ClientConfig) -> None:
         self.world = world
         files = world.certificate
-        security = None if files is None else ClientTls((files.fingerprint,))
+        certificates = None if files is None else ClientTls((files.fingerprint,))
         resolver = Resolver(world.loop)
         world.stack.callback(resolver.close)
         self.session = ClientSession(
@@ -122,7 +122,7 @@ class Client:
             BufferPool(),
             resolver,
             config,
-            Credentials(IDENTITY, security),
+            Credentials(IDENTITY, certificates),
             Limits(),
             Memory(),
             lambda: None,

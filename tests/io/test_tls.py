@@ -123,9 +123,9 @@ class TestCertificates:
         assert server.proved is None
 
     def test_a_client_with_a_certificate(self, loop: Loop, files: Files, other: Files) -> None:
-        security = files.server(client_ca_file=other.certificate)
+        certificates = files.server(client_ca_file=other.certificate)
         client_tls = ClientTls((files.fingerprint,), None, None, other.certificate, other.key)
-        client, server = shake(loop, client_tls, security)
+        client, server = shake(loop, client_tls, certificates)
         assert server.proved is not None
         client.sock.close()
         server.sock.close()
@@ -134,9 +134,11 @@ class TestCertificates:
     def test_a_client_without_the_right_one(
         self, loop: Loop, files: Files, other: Files, has_one: bool
     ) -> None:
-        security = files.server(client_ca_file=other.certificate)
+        certificates = files.server(client_ca_file=other.certificate)
         own = (files.certificate, files.key) if has_one else (None, None)
-        client, server = shake(loop, ClientTls((files.fingerprint,), None, None, *own), security)
+        client, server = shake(
+            loop, ClientTls((files.fingerprint,), None, None, *own), certificates
+        )
         assert server.proved is None
         assert client.granted is None
         assert str(client.errors[0]).startswith("TLS: ")
@@ -232,7 +234,7 @@ class TestWhoeverDoesNotSpeakTls:
         for said in (b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 9000):
             near, far = tcp_pair()
             near.setblocking(False)
-            client = ClientSide(loop, near, security=ClientTls((files.fingerprint,)))
+            client = ClientSide(loop, near, certificates=ClientTls((files.fingerprint,)))
             with far:
                 far.sendall(said)
                 run_until(loop, lambda: client.known)  # noqa: B023

@@ -59,9 +59,9 @@ def test_the_configuration_is_ready_to_use(folder: Path) -> None:
     config = settings.load(ServerConfig, str(folder / "server.toml"), {})
     assert (config.listen, config.tls) == ((Endpoint("*", 7700),), True)
     assert (config.target, config.public_address) == (Endpoint("127.0.0.1", 22), ADDRESS)
-    known, security = credentials.of_server(config)
+    known, certificates = credentials.of_server(config)
     assert known == {}
-    assert security is not None
+    assert certificates is not None
 
 
 def test_nothing_is_overwritten_and_nothing_left_of_a_failure(
@@ -92,9 +92,9 @@ def test_both_makers_make_a_certificate(
     self_signed.generate(host, pem, key)
     assert (mode(pem), mode(key)) == (0o600, 0o600)
     config = ServerConfig(tls=True, certificate=str(pem), certificate_key=str(key))
-    security = credentials.read_certificate(config)
-    assert security is not None
-    assert security.fingerprint == fingerprint(read_certificate(str(pem)))
+    certificates = credentials.read_certificate(config)
+    assert certificates is not None
+    assert certificates.fingerprint == fingerprint(read_certificate(str(pem)))
     openssl = shutil.which("openssl")
     assert openssl is not None
     option = "-checkhost" if host[0] == "v" else "-checkip"
