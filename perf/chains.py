@@ -14,7 +14,7 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.security import self_signed
 
 from perf.processes import Process, need, running
-from perf.setups import PLAIN, QUICK_START, TLS, set_up
+from perf.setups import OURS, PLAIN, QUICK_START, TLS, Commands, set_up
 
 FASTMTCP = "fastmtcp"
 FASTMTCP_TLS = "fastmtcp-tls"
@@ -48,6 +48,10 @@ class Chain(NamedTuple):
         return [process.pid for process in self.processes]
 
 
+OpenChain = Callable[[Endpoint], contextlib.AbstractContextManager[Chain]]
+"""Makes a chain to a target."""
+
+
 def free_endpoint() -> Endpoint:
     """A port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
@@ -61,11 +65,13 @@ def direct(target: Endpoint) -> Iterator[Chain]:
 
 
 @contextlib.contextmanager
-def fastmtcp(target: Endpoint, setup: str = PLAIN, connections: int = 4) -> Iterator[Chain]:
+def fastmtcp(
+    target: Endpoint, setup: str = PLAIN, connections: int = 4, commands: Commands = OURS
+) -> Iterator[Chain]:
     """fastmtcp over loopback; `connections` are subflows between client and server."""
     middle, entry = free_endpoint(), free_endpoint()
     with (
-        set_up(setup, middle, target) as made,
+        set_up(setup, middle, target, commands) as made,
         running("fastmtcp-server", made.server) as server,
         running("fastmtcp-client", made.client(entry, connections)) as client,
     ):
@@ -129,7 +135,7 @@ def socat(target: Endpoint) -> Iterator[Chain]:
         yield Chain(entry, tuple(reversed(processes)))
 
 
-CHAINS: dict[str, Callable[[Endpoint], contextlib.AbstractContextManager[Chain]]] = {
+CHAINS: dict[str, OpenChain] = {
     DIRECT: direct,
     FASTMTCP: fastmtcp,
     FASTMTCP_TLS: partial(fastmtcp, setup=TLS),

@@ -52,10 +52,12 @@ http {{
 """
 
 
-def measure(kind: str, target: Endpoint, seconds: int, connections: int) -> list[Run]:
+def measure(
+    kind: str, open_chain: chains.OpenChain, target: Endpoint, seconds: int, connections: int
+) -> list[Run]:
     """Both ways of using HTTP through a fresh chain."""
     runs = []
-    with chains.CHAINS[kind](target) as chain:
+    with open_chain(target) as chain:
         for mode in MODES:
             with Meter(chain.pids) as meter:
                 load = tools.wrk(chain.entry, seconds, connections, close=mode == "close")
@@ -114,7 +116,7 @@ def main(seconds: int, connections: int, repeat: int, skip: tuple[str, ...]) -> 
         for turn in range(repeat):
             for kind in kinds:
                 results.progress(f"run {turn + 1} of {repeat}: {chains.DESCRIPTIONS[kind]}")
-                runs += measure(kind, target, seconds, connections)
+                runs += measure(kind, chains.CHAINS[kind], target, seconds, connections)
     settings = {"seconds": seconds, "repeat": repeat, "connections": connections}
     results.finish("connections", settings, runs, report(runs, kinds))
 

@@ -20,14 +20,14 @@ KINDS = (
 )
 
 
-def measure(kind: str, seconds: int) -> list[Run]:
+def measure(kind: str, open_chain: chains.OpenChain, seconds: int) -> list[Run]:
     """Both directions through a fresh chain."""
     target = chains.free_endpoint()
     server = ["iperf3", "-s", "-B", target.host, "-p", str(target.port)]
     runs = []
     with running("iperf3", server, ready=False) as iperf3:
         iperf3.wait_listening(target.port)
-        with chains.CHAINS[kind](target) as chain:
+        with open_chain(target) as chain:
             for direction in tools.DIRECTIONS:
                 with Meter(chain.pids) as meter:
                     transfer = tools.iperf3(chain.entry, direction, seconds)
@@ -80,7 +80,7 @@ def loopback(seconds: int, repeat: int, skip: tuple[str, ...]) -> None:
         # In turns, so that a slow spell of the machine meets all of them.
         for kind in kinds:
             results.progress(f"run {turn + 1} of {repeat}: {chains.DESCRIPTIONS[kind]}")
-            runs += measure(kind, seconds)
+            runs += measure(kind, chains.CHAINS[kind], seconds)
     settings = {"seconds": seconds, "repeat": repeat, "connections": 4}
     results.finish("loopback", settings, runs, report(runs, kinds))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 import time
 
@@ -15,8 +16,10 @@ from perf.command import repeat_option, start
 from perf.processes import SAMPLE_EVERY, Meter, Process, pss_of, running
 from perf.results import Run, median_of
 from perf.setups import PLAIN, QUICK_START
+from perf.transfer import CHUNK, ECHO, SEND, STALL, TAKE
 
 SETTLE = 3.0
+WARM_UP = 100
 # Far enough for the windows to have grown to what a fast line gets.
 STOP_AFTER = 100_000_000
 APPLICATION = (sys.executable, "-m", "perf.transfer")
@@ -31,12 +34,73 @@ def measure_idle(setup: str) -> Run:
         time.sleep(SETTLE)
         run: Run = {"setup": setup, "case": "idle"}
         for side, root in zip(SIDES, chain.pids, strict=True):
-            family = [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
-            sizes = [pss_of(pid) / 1e6 for pid in family]
+            sizes = [size / 1e6 for size in sizes_of(root)]
             run[side] = sum(sizes)
             run[f"{side}_largest_process"] = max(sizes)
             run[f"{side}_processes"] = len(sizes)
     return run
+
+
+def sizes_of(root: int) -> list[int]:
+    """PSS of a process and of each of its children, in bytes."""
+    children = psutil.Process(root).children(recursive=True)
+    return [pss_of(pid) for pid in (root, *(child.pid for child in children))]
+
+
+def own_of(root: int) -> int:
+    """Bytes that only a process and its children have: PSS changes with whoever else runs the same
+    Python."""
+    family = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    return sum(int(process.memory_full_info().uss) for process in family)
+
+
+def measure_growth(name: str, open_chain: chains.OpenChain, count: int, size: int) -> Run:
+    """Memory of both sides together: PSS idle, what each of `count` idle connections adds, and PSS
+    after transfers of `size` bytes, one each way."""
+    target = chains.free_endpoint()
+    with (
+        running("serve", [*APPLICATION, "serve", "--listen", str(target)]),
+        open_chain(target) as chain,
+        contextlib.ExitStack() as held,
+    ):
+
+        def connect(kind: bytes) -> socket.socket:
+            sock = socket.create_connection((chain.entry.host, chain.entry.port), STALL)
+            sock.sendall(kind)
+            return sock
+
+        def hold(count: int) -> None:
+            for _ in range(count):
+                sock = held.enter_context(connect(ECHO))
+                sock.sendall(b"?")
+                sock.recv(1)
+
+        # Not waits for something: it is idleness itself that is measured.
+        time.sleep(SETTLE)
+        idle = sum(sum(sizes_of(pid)) for pid in chain.pids)
+        # The first ones bring what all have in common.
+        hold(WARM_UP)
+        before = sum(own_of(pid) for pid in chain.pids)
+        hold(count)
+        time.sleep(SETTLE)
+        each = (sum(own_of(pid) for pid in chain.pids) - before) / count
+        held.close()
+        for kind in (TAKE, SEND):
+            with connect(kind) as sock:
+                if kind == TAKE:
+                    sock.sendall(bytes(size))
+                    sock.shutdown(socket.SHUT_WR)
+                left = size
+                while left > 0 and (got := len(sock.recv(CHUNK))):
+                    left -= got
+        time.sleep(SETTLE)
+        after = sum(sum(sizes_of(pid)) for pid in chain.pids)
+    return {
+        "through": name,
+        "idle_mb": idle / 1e6,
+        "kb_each": each / 1e3,
+        "after_mb": after / 1e6,
+    }
 
 
 def measure_stopped(setup: str, direction: str, size: int, hold: float) -> Run:

@@ -9,15 +9,16 @@ from here.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from fastmtcp.cli.init import LINK_FILE
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.security import keys
-from fastmtcp.server.directory import CONFIG, ServerDir
+
+from perf.processes import BenchmarkError
 
 PLAIN = "plain"
 TLS = "tls"
@@ -30,34 +31,56 @@ SETUPS = (PLAIN, TLS, QUICK_START)
 _DRAIN = ("--drain-timeout", "1")
 
 
+class Commands(NamedTuple):
+    """How fastmtcp's three commands are called."""
+
+    main: tuple[str, ...] = (sys.executable, "-m", "fastmtcp.cli.main")
+    server: tuple[str, ...] = (sys.executable, "-m", "fastmtcp.cli.server")
+    client: tuple[str, ...] = (sys.executable, "-m", "fastmtcp.cli.client")
+
+
+OURS = Commands()
+"""Those of the fastmtcp that the benchmark itself uses."""
+
+
 class Setup:
     """A server at `listen` that forwards to `target`, and its clients; see set_up()."""
 
-    def __init__(self, kind: str, listen: Endpoint, target: Endpoint, folder: Path) -> None:
+    def __init__(
+        self, kind: str, listen: Endpoint, target: Endpoint, folder: Path, commands: Commands
+    ) -> None:
+        """Made by the commands alone: those of another version may be measured."""
         self.kind = kind
+        self._commands = commands
         self._listen = listen
         self.credentials: tuple[str, ...] = ()
         """Options by which a client is let in."""
         if kind == PLAIN:
             if not listen.is_loopback:
                 key = str(folder / "fastmtcp.key")
-                keys.generate(key)
+                self._run("keygen", key)
                 self.credentials = ("--key-file", key)
             where = ("--listen", str(listen), "--target", str(target), *self.credentials)
         else:
-            made = ServerDir.create(folder / "server", listen, target)
-            link = folder / LINK_FILE
+            made, link = folder / "server", folder / "fastmtcp.link"
+            to = ("--public-address", str(listen), "--target", str(target))
             link.touch(mode=0o600)
-            link.write_text(made.add_client("perf").text())
+            link.write_text(self._run("init", "server", "--dir", str(made), *to))
             self.credentials = ("--link-file", str(link))
-            where = ("--config", str(made.path / CONFIG))
-        command = (sys.executable, "-m", "fastmtcp.cli.server", *_DRAIN)
-        self.server = [*command, *self._workers(), *where]
+            where = ("--listen", str(listen), "--config", str(made / "server.toml"))
+        self.server = [*commands.server, *_DRAIN, *self._workers(), *where]
+
+    def _run(self, *words: str) -> str:
+        """What `fastmtcp WORDS...` prints."""
+        done = subprocess.run([*self._commands.main, *words], capture_output=True, text=True)
+        if done.returncode:
+            raise BenchmarkError(f"fastmtcp {words[0]}: {done.stderr.strip()}")
+        return done.stdout
 
     def client(self, entry: Endpoint, connections: int, paths: Sequence[str] = ()) -> list[str]:
         """A client that listens at `entry`. `paths` lead to the server, straight if there are
         none; each has so many `connections`, or those it finds right in a quick start."""
-        command = [sys.executable, "-m", "fastmtcp.cli.client", *_DRAIN, *self._workers()]
+        command = [*self._commands.client, *_DRAIN, *self._workers()]
         command += ["--listen", str(entry), *self.credentials]
         if self.kind == PLAIN:
             paths = paths or (str(self._listen),)
@@ -70,7 +93,9 @@ class Setup:
 
 
 @contextlib.contextmanager
-def set_up(kind: str, listen: Endpoint, target: Endpoint) -> Iterator[Setup]:
+def set_up(
+    kind: str, listen: Endpoint, target: Endpoint, commands: Commands = OURS
+) -> Iterator[Setup]:
     """A Setup of this kind, whose files are there for the time of the `with` block."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Setup(kind, listen, target, Path(folder))
+        yield Setup(kind, listen, target, Path(folder), commands)

@@ -27,6 +27,8 @@ CHUNK = 256 * 1024
 STALL = 60.0
 _FEWEST = 2
 """Connections that a client begins with if it is not told how many."""
+ECHO, SEND, TAKE = b"e", b"d", b"u"
+"""The first byte of a connection to `serve`."""
 
 _PERIOD = 4_000_037  # a prime: no chunk of a forwarder's falls on the same bytes again soon
 
@@ -150,12 +152,12 @@ def _serve(sock: socket.socket) -> None:
     with sock, contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         kind = sock.recv(1)
-        if kind == b"e":
+        if kind == ECHO:
             while said := sock.recv(1000):
                 sock.sendall(said)
-        elif kind == b"d":
+        elif kind == SEND:
             _flood(sock)
-        elif kind == b"u":
+        elif kind == TAKE:
             _drain(sock)
 
 
@@ -176,7 +178,7 @@ def _drain(sock: socket.socket) -> None:
 def bulk(connect: Endpoint, direction: str) -> None:
     """Keep a connection to `serve` full, until SIGTERM."""
     with socket.create_connection((connect.host, connect.port), STALL) as sock:
-        sock.sendall(b"u" if direction == "up" else b"d")
+        sock.sendall(TAKE if direction == "up" else SEND)
         (_flood if direction == "up" else _drain)(sock)
 
 
@@ -189,7 +191,7 @@ def ping(connect: Endpoint, count: int, every: float) -> None:
     times = []
     with socket.create_connection((connect.host, connect.port), STALL) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(b"e")
+        sock.sendall(ECHO)
         for _ in range(count):
             begin = time.monotonic()
             sock.sendall(bytes(64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fastmtcp.endpoint import Endpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from perf import iperf_compare, loopback, network, results, setups, tools
+from perf import compare, iperf_compare, loopback, network, results, setups, tools, trees
 from perf.network import CLASSES, Line
 from perf.processes import BenchmarkError, Meter, running
 
@@ -195,3 +196,63 @@ class TestProcesses:
                 assert process.popen.stdout.readline() == "done\n"
         assert meter.cpu > 0.2  # the kernel counts in ticks of 10 ms
         assert meter.peak_rss >= meter.peak_pss > 0
+
+
+class TestCompare:
+    def test_the_ratio_is_of_the_medians_and_the_range_of_the_turns(self) -> None:
+        runs: list[results.Run] = [
+            {"through": tree, "mode": "close", "turn": turn, "per_s": value}
+            for tree, values in ((compare.BASE, (100, 200, 400)), (compare.TREE, (110, 180, 400)))
+            for turn, value in enumerate(values)
+        ]
+        (figure,) = (one for one in compare.FIGURES if one.name == "connections/s")
+        assert compare.verdict(figure, runs) == "ratio 0.90 (0.90-1.10)"
+
+    @pytest.mark.parametrize(
+        ("file", "content"),
+        [
+            (
+                "setup.cfg",
+                "[options.entry_points]\nconsole_scripts =\n"
+                "    fastmtcp = fastmtcp.old:main\n    fastmtcp-server = fastmtcp.old:serve\n"
+                "    fastmtcp-client=fastmtcp.old:main\n",
+            ),
+            (
+                "pyproject.toml",
+                '[project.scripts]\nfastmtcp = "fastmtcp.old:main"\n'
+                'fastmtcp-server = "fastmtcp.old:serve"\nfastmtcp-client = "fastmtcp.old:main"\n',
+            ),
+        ],
+    )
+    def test_the_base_runs_from_its_own_tree_and_leaves_nothing(
+        self, file: str, content: str, tmp_path: Path
+    ) -> None:
+        repository, scripts = tmp_path / "repository", tmp_path / "scripts"
+        package = repository / "fastmtcp"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "old.py").write_text("def serve(): print(__file__)\ndef main(): pass\n")
+        (repository / file).write_text(content)
+        _git(repository, "init", "-q")
+        _git(repository, "add", ".")
+        _git(repository, "commit", "-q", "-m", "base")
+        (package / "old.py").write_text("raise SystemExit('not of the commit')\n")
+        with trees.checked_out("HEAD", repository) as tree:
+            commands = trees.install(tree, scripts)
+            said = subprocess.run(commands.server, capture_output=True, text=True, check=True)
+            assert said.stdout.strip() == str(tree / "fastmtcp" / "old.py")
+        assert not tree.parent.exists()
+        assert len(_git(repository, "worktree", "list").splitlines()) == 1
+
+    def test_a_commit_that_is_not_there(self) -> None:
+        with (
+            pytest.raises(BenchmarkError, match="no commit is named nothing-like-it"),
+            trees.checked_out("nothing-like-it"),
+        ):
+            pass
+
+
+def _git(repository: Path, *words: str) -> str:
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=no")
+    command = ["git", "-C", str(repository), *who, *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
