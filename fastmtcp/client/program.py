@@ -8,7 +8,7 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.ingress import UnixPath
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
-from fastmtcp.proxy import login as logins
+from fastmtcp.proxy import login
 from fastmtcp.workers.channel import Channel, PoolState
 from fastmtcp.workers.start import prepare
 from fastmtcp.workers.supervisor import Supervisor
@@ -22,7 +22,7 @@ def run_client(config: ClientConfig) -> int:
     """
     # A bad file is wrong usage, and is told before anything has been started.
     config, own = credentials.of_client(config)
-    login = logins.load(config.proxy_login_file) if config.proxy_login_file else None
+    proxy_login = login.load(config.proxy_login_file) if config.proxy_login_file else None
     # Ports has the unix sockets last.
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = prepare(config, [way.place for way in ways])
@@ -33,7 +33,7 @@ def run_client(config: ClientConfig) -> int:
 
         sockets = zip(ports.owners, ports.of(index), strict=True)
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
-        service = ClientService(loop, config, own, ways_in, on_pool, login=login)
+        service = ClientService(loop, config, own, ways_in, on_pool, login=proxy_login)
         if own.tls is not None and own.tls.files:
             FileWatch(loop, own.tls.files, own.tls.again, service.set_certificates)
         return service

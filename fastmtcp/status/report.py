@@ -10,7 +10,7 @@ from fastmtcp.engine.snapshot import Totals
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.status import document as status
+from fastmtcp.status import document
 from fastmtcp.status.document import Observable, Observed, TotalsStatus
 from fastmtcp.status.rates import Rates
 
@@ -23,7 +23,7 @@ MAX_SESSION_STREAMS = 100
 
 def build(
     role: Observable, rates: Rates, clock: Callable[[], float]
-) -> Generator[None, None, status.WorkerReport]:
+) -> Generator[None, None, document.WorkerReport]:
     """The report of `role`. Yields between its steps, of a few milliseconds at most, so that the
     caller can let other work go on."""
     sums = directed(role.past, role.is_client)
@@ -35,7 +35,7 @@ def build(
         found.append((totals, observed))
         yield
     found.sort(key=lambda one: one[0].bytes_up + one[0].bytes_down, reverse=True)
-    sessions: list[status.SessionStatus] = []
+    sessions: list[document.SessionStatus] = []
     subflows, streams = MAX_SUBFLOWS, MAX_STREAMS
     for totals, observed in found:
         if len(sessions) == MAX_SESSIONS:
@@ -49,7 +49,7 @@ def build(
         streams -= len(one.streams)
         sessions.append(one)
         yield
-    return status.WorkerReport(totals=sums, sessions=sessions)
+    return document.WorkerReport(totals=sums, sessions=sessions)
 
 
 def directed(totals: Totals, is_client: bool) -> TotalsStatus:
@@ -100,14 +100,14 @@ class View:
 
     def session(
         self, totals: TotalsStatus, subflows: int, streams: int, target: str
-    ) -> Generator[None, None, status.SessionStatus]:
+    ) -> Generator[None, None, document.SessionStatus]:
         session = self._session
         if session.draining or session.peer.draining:
             state = "draining"
         else:
             state = "active" if session.subflows else "waiting"
-        made = status.SessionStatus(
-            id=self._observed.session_id.hex()[: status.ID_DIGITS],
+        made = document.SessionStatus(
+            id=self._observed.session_id.hex()[: document.ID_DIGITS],
             peer=self._observed.peer,
             state=state,
             age=round(max(0.0, self._now - session.created_at), 3),
@@ -125,9 +125,9 @@ class View:
         made.streams += [self.stream(stream, target) for stream in busiest]
         return made
 
-    def _paths(self) -> list[status.PathStatus]:
+    def _paths(self) -> list[document.PathStatus]:
         paths = {
-            info.name: status.PathStatus(
+            info.name: document.PathStatus(
                 name=info.name,
                 wanted=info.wanted,
                 reconnects=info.reconnects,
@@ -137,7 +137,7 @@ class View:
         }
         for subflow in self._session.subflows.values():
             name = self._observed.path_of(subflow)
-            path = paths.setdefault(name, status.PathStatus(name=name))
+            path = paths.setdefault(name, document.PathStatus(name=name))
             up, down = self._rate(subflow)
             sent, received = subflow.bytes_sent, subflow.bytes_received
             path.state = "up"
@@ -154,13 +154,13 @@ class View:
     def _rate(self, subflow: Subflow) -> tuple[int, int]:
         return _rate(self._session, subflow, self._rates, self._now)
 
-    def _subflow(self, of: Subflow) -> status.SubflowStatus:
+    def _subflow(self, of: Subflow) -> document.SubflowStatus:
         shot = snapshot.subflow(of, self._now)
         rate_up, rate_down = self._rate(of)
         sock = self._observed.socket_of(of)
         local, remote = sock.addresses()
         sent, received = shot.bytes_sent, shot.bytes_received
-        return status.SubflowStatus(
+        return document.SubflowStatus(
             id=shot.subflow_id,
             path=self._observed.path_of(of),
             local=local,
@@ -180,13 +180,13 @@ class View:
             stalls=shot.stalls,
         )
 
-    def stream(self, of: Stream, target: str) -> status.StreamStatus:
+    def stream(self, of: Stream, target: str) -> document.StreamStatus:
         shot = snapshot.stream(of, self._now)
         application = self._observed.application_of(of)
         if self._session.opener and of.source:
             # Also while it waits for its target, and behind a load balancer.
             application = of.source
-        return status.StreamStatus(
+        return document.StreamStatus(
             id=shot.stream_id,
             application=application,
             target=shot.target or target,

@@ -11,7 +11,7 @@ import msgspec
 
 from fastmtcp._version import __version__
 from fastmtcp.io.loop import Loop
-from fastmtcp.status import document as status
+from fastmtcp.status import document
 from fastmtcp.status.document import InstanceStatus, TotalsStatus, WorkerReport, WorkerStatus
 from fastmtcp.workers.channel import Channel, StatusPart, StatusRequest
 
@@ -90,8 +90,8 @@ class Overview:
         totals = TotalsStatus()
         for one in workers:
             totals.add(one.totals)
-        document = InstanceStatus(
-            format=status.FORMAT,
+        whole = InstanceStatus(
+            format=document.FORMAT,
             program=self._program,
             version=__version__,
             pid=os.getpid(),
@@ -102,7 +102,7 @@ class Overview:
             totals=totals,
             workers=workers,
         )
-        self._last = _encode(document) + b"\n"
+        self._last = _encode(whole) + b"\n"
         self._last_at = self._loop.clock()
         waiting, self._waiting = self._waiting, []
         for done in waiting:
