@@ -13,11 +13,11 @@ from perf import chains, results, tools
 from perf.command import repeat_option, start
 from perf.processes import Meter, need, running
 from perf.results import Run, median_of
-from perf.strangers import KINDS
+from perf.unauthenticated import KINDS
 
 NOBODY = "nobody"
 _LEAD = 3.0
-"""Seconds of transfer before the strangers come: its window has grown by then."""
+"""Seconds of transfer before the flood comes: its window has grown by then."""
 
 
 def measure(kind: str, security: str, count: int, sources: int, rate: str, seconds: int) -> Run:
@@ -42,13 +42,19 @@ def measure(kind: str, security: str, count: int, sources: int, rate: str, secon
         said = ""
         with Meter([chain.pids[1]]) as during:
             if kind != NOBODY:
-                command = [sys.executable, "-m", "perf.strangers", "--connect", str(chain.middle)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "perf.unauthenticated",
+                    "--connect",
+                    str(chain.middle),
+                ]
                 command += ["--kind", kind, "--count", str(count), "--sources", str(sources)]
-                with running("strangers", command, stdout=True) as strangers:
-                    said = strangers.output(120).strip()
+                with running("unauthenticated", command, stdout=True) as flood:
+                    said = flood.output(120).strip()
             thread.join()
     return {
-        "strangers": kind,
+        "unauthenticated": kind,
         "security": security,
         "sources": sources,
         "mbit_per_s": transfers[0].rate / 1e6,
@@ -59,7 +65,7 @@ def measure(kind: str, security: str, count: int, sources: int, rate: str, secon
 
 
 @click.command("flood.sh")
-@click.option("--count", default=10_000, show_default=True, help="Connections of strangers.")
+@click.option("--count", default=10_000, show_default=True, help="Connections that prove nothing.")
 @click.option("--sources", default=1, show_default=True, help="Addresses that they come from.")
 @click.option("--rate", default="400M", show_default=True, help="Of the transfer, as of iperf3.")
 @click.option("--seconds", default=15, show_default=True, help="Length of the transfer.")
@@ -77,16 +83,16 @@ def flood(count: int, sources: int, rate: str, seconds: int, repeat: int) -> Non
     ]
     for turn in range(repeat):
         for security, kind in cases:
-            results.progress(f"run {turn + 1} of {repeat}: {security}, strangers: {kind}")
+            results.progress(f"run {turn + 1} of {repeat}: {security}, flood of {kind}")
             runs.append(measure(kind, security, count, sources, rate, seconds))
             results.progress(str(runs[-1]))
     rows = []
     for security, kind in cases:
-        alone = median_of(runs, "mbit_per_s", strangers=NOBODY, security=security)
-        got = median_of(runs, "mbit_per_s", strangers=kind, security=security)
-        more = median_of(runs, "memory_more_mb", strangers=kind, security=security)
+        alone = median_of(runs, "mbit_per_s", unauthenticated=NOBODY, security=security)
+        got = median_of(runs, "mbit_per_s", unauthenticated=kind, security=security)
+        more = median_of(runs, "memory_more_mb", unauthenticated=kind, security=security)
         rows.append([f"{security}: {kind}", f"{got:.0f}", f"{got / alone:.3f}", f"{more:+.1f}"])
-    head = ["strangers", "transfer Mbit/s", "of that alone", "server's PSS, MB more"]
+    head = ["unauthenticated", "transfer Mbit/s", "of that alone", "server's PSS, MB more"]
     settings = {"count": count, "sources": sources, "rate": rate, "seconds": seconds}
     results.finish("flood", settings | {"repeat": repeat}, runs, results.table(head, rows))
 

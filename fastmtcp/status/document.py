@@ -205,7 +205,7 @@ class ObservedSocket(Protocol):
 
 
 class Observed(Protocol):
-    """A session as its role shows it to the status command."""
+    """A session as its service shows it to the status command."""
 
     @property
     def session(self) -> Session: ...
@@ -232,7 +232,7 @@ class Observed(Protocol):
 
 
 class Observable(Protocol):
-    """A role that can be asked for its status."""
+    """A service that can be asked for its status."""
 
     @property
     def is_client(self) -> bool: ...

@@ -22,14 +22,14 @@ MAX_SESSION_STREAMS = 100
 
 
 def build(
-    role: Observable, rates: Rates, clock: Callable[[], float]
+    service: Observable, rates: Rates, clock: Callable[[], float]
 ) -> Generator[None, None, document.WorkerReport]:
-    """The report of `role`. Yields between its steps, of a few milliseconds at most, so that the
+    """The report of `service`. Yields between its steps, of a few milliseconds at most, so that the
     caller can let other work go on."""
-    sums = directed(role.past, role.is_client)
+    sums = directed(service.past, service.is_client)
     found: list[tuple[TotalsStatus, Observed]] = []
     # A session that ends meanwhile is counted here, as the sums of the past are taken already.
-    for observed in list(role.sessions):
+    for observed in list(service.sessions):
         totals = totals_of(observed, rates, clock())
         sums.add(totals)
         found.append((totals, observed))
@@ -44,7 +44,7 @@ def build(
             continue
         view = View(observed, rates, clock())
         most = min(streams, MAX_SESSION_STREAMS)
-        one = yield from view.session(totals, subflows, most, role.target)
+        one = yield from view.session(totals, subflows, most, service.target)
         subflows -= len(one.subflows)
         streams -= len(one.streams)
         sessions.append(one)

@@ -1,6 +1,6 @@
 """Many connections to a server that do not prove anything.
 
-python -m perf.strangers --connect HOST:PORT --kind silent --count 10000
+python -m perf.unauthenticated --connect HOST:PORT --kind silent --count 10000
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = ("silent", "garbage", "preamble", "half-tls")
 
 
 def content(kind: str) -> bytes:
-    """What a stranger says."""
+    """What one says."""
     if kind == "silent":
         return b""
     if kind == "garbage":
@@ -39,14 +39,14 @@ def content(kind: str) -> bytes:
     return Preamble(True, NEW_SESSION).encode() + hello
 
 
-@click.command("strangers")
+@click.command("unauthenticated")
 @click.option("--connect", "where", type=Endpoint.parse, required=True)
 @click.option("--kind", type=click.Choice(KINDS), required=True)
 @click.option("--count", type=int, required=True)
 @click.option("--at-once", default=1000, show_default=True, help="Open at the same time.")
 @click.option("--rate", default=1000, show_default=True, help="New ones a second, at most.")
 @click.option("--sources", default=1, show_default=True, help="Addresses of 127/8 to come from.")
-def strangers(
+def unauthenticated(
     where: Endpoint, kind: str, count: int, at_once: int, rate: int, sources: int
 ) -> None:
     """Make connections; each stays until the server closes it or, if too many are open, until it
@@ -92,4 +92,4 @@ def strangers(
 
 
 if __name__ == "__main__":
-    start(strangers)
+    start(unauthenticated)
