@@ -66,8 +66,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Subflows of one session: a peer cannot eat our descriptors through one session."""
 
     send_buffer: Size = 48 * MIB
-    """Bytes taken from applications and not yet data-ACKed, per session. A peer that gives
-    credit but never acknowledges cannot make us hold more."""
+    """Bytes taken from applications and not yet data-ACKed, per session, beyond the first 64 KiB
+    of each stream. A peer that gives credit but never acknowledges cannot make us hold more."""
 
     backlog: Annotated[int, Meta(ge=64 * KIB, le=64 * MIB)] = 512 * KIB
     """Bytes read from one application ahead of what the subflows could take so far."""
@@ -111,11 +111,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 SMALL_STREAM = 128 * KIB
 """A stream that has sent less than this since it was last idle goes before bulk streams."""
 
+FIRST_BYTES = 16 * KIB
+"""The first so many bytes of a stream, since it began or was last idle, go before all others: a
+request, an answer. It is also the turn of a small stream while others wait."""
+
 IDLE_AFTER = 0.5
 """Seconds without sending after which a bulk stream counts as small again."""
 
 BULK_TURN = 16
-"""After this many small chunks comes a bulk one, or a flood of small streams would starve it."""
+"""After this many small chunks comes a bulk one, or a flood of small streams would starve it; and
+after as many first bytes another small one."""
 
 MIN_CHUNK = 16 * KIB
 START_CHUNK = 64 * KIB
@@ -148,6 +153,10 @@ MAX_HINTS = 32
 MIN_SEND_ROOM = 256 * KIB
 """Bytes that each session may have unacknowledged, however little of its worker's memory is left:
 others that never acknowledge must not stop it."""
+
+OWN_SEND_ROOM = 64 * KIB
+"""Bytes of those that every stream may have unacknowledged, however full the session's send buffer
+is: bulk that waits for its ACKs must not keep a request of another stream waiting."""
 
 MEMORY_SHARE = 4
 """A session takes at most this part of what is left of its worker's memory at a time: the first to

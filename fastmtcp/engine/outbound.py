@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.limits import MAX_BATCH, MAX_PAYLOAD
+from fastmtcp.engine.limits import FIRST_BYTES, MAX_BATCH, MAX_PAYLOAD
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.scheduling.lanes import BULK, SWIFT, Lanes
 from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.send_buffer import Buffer
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import HeldUp, Stream
 from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.codec import encode
@@ -55,14 +55,20 @@ class Outbound:
             size = control = self._control_frames(subflow, out)
         scheduler = self._scheduler
         left = min(subflow.speed.chunk, MAX_PAYLOAD) if subflow.lane >= SWIFT else 0
-        bulk = subflow.lane == BULK
-        probing = self._lanes.probing is subflow
+        lanes = self._lanes
+        probing = lanes.probing is subflow
+        # It may have been picked for something else: control frames, or bulk.
+        bulk = subflow.lane == BULK and lanes.held_back is not subflow
+        small = not (scheduler.has_small and lanes.is_too_slow(subflow, now))
         frames = 0
         while left > 0 and frames < MAX_BATCH:
-            stream = scheduler.next(bulk=bulk)
+            stream = scheduler.next(small=small, bulk=bulk)
             if stream is None:
                 break
-            start, stop = stream.send.pull(left)
+            most = left
+            if scheduler.has_small and stream.is_small(now):
+                most = min(left, FIRST_BYTES)
+            start, stop = stream.send.pull(most)
             size += self._data_frame(stream, start, stop, out)
             subflow.inflight.add(stream, start, stop)
             stream.count_sent(stop - start, now)
@@ -71,9 +77,9 @@ class Outbound:
             scheduler.add(stream, now)
             self._table.mark_updated(stream)
             if probing:
-                self._lanes.probing = None
+                lanes.probing = None
                 if stream.send.on_lost(start, stop):
-                    stream.avoid = subflow.subflow_id
+                    stream.held_up = HeldUp(start, stop, subflow.subflow_id)
                     scheduler.promote(stream)
                 break
         if size:
@@ -86,6 +92,8 @@ class Outbound:
         """What `subflow` carries and nobody acknowledged goes out again elsewhere."""
         for stream, start, stop in subflow.inflight:
             if stream.reset_code is None:
+                # What was to be avoided a moment ago may be all that is left.
+                stream.held_up = None
                 self.repeat(subflow, stream, start, stop)
 
     def repeat(self, holder: Subflow, stream: Stream, start: int, stop: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fastmtcp.engine.limits import KIB, Limits
+from fastmtcp.engine.limits import KIB, OWN_SEND_ROOM, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.stream import Stream
@@ -80,6 +80,16 @@ class App:
             clock.after(script.reset_at, self.abort)
         if not script.writes:
             stream.announce()
+
+    @property
+    def allowed(self) -> int:
+        """Bytes that it has been told to write by now."""
+        return self._allowed
+
+    @property
+    def is_willing(self) -> bool:
+        """True if it takes whatever comes."""
+        return not self._deaf and not self._biting
 
     @property
     def over(self) -> bool:
@@ -234,7 +244,7 @@ class Host:
         self._arm()
 
     def attach(self, subflow_id: int, out: Pipe, incoming: Pipe) -> End:
-        subflow = self.session.attach(subflow_id, self.clock.now)
+        subflow = self.session.attach(subflow_id, self.clock.now, out.path.role)
         end = End(self, subflow, out, incoming)
         self.ends[subflow_id] = end
         self.session.on_sample(subflow, end.sample(), self.clock.now)
@@ -296,7 +306,8 @@ class Host:
             assert min(send.next, send.buffer.end) <= max(send.limit, 0)
             assert send.backlog <= limits.backlog
             assert stream.reset_code is None
-        assert session.held == held <= limits.send_buffer
+        assert session.held == held
+        assert held <= limits.send_buffer + OWN_SEND_ROOM * len(session.streams)
         assert session.table.windows.free >= 0
         assert session.table.windows.free + grown == limits.window_pool
         assert len(session.streams) <= limits.max_streams

@@ -11,6 +11,7 @@ from functools import partial
 
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.subflows.rate import Sample
+from fastmtcp.engine.subflows.role import Role
 
 SEGMENT = 8 * KIB
 
@@ -52,6 +53,9 @@ class Path:
     blind: bool = False
     """The system tells nothing of the connection."""
 
+    role: Role = Role.BOTH
+    """What the subflow is for."""
+
 
 class Pipe:
     """One direction of a TCP connection: bytes in order, or none at all.
@@ -90,6 +94,11 @@ class Pipe:
         self._wanting = True
         self._tell_room()
 
+    @property
+    def works(self) -> bool:
+        """True if what is written now arrives."""
+        return not self._paused and not self._cut
+
     def pause(self) -> None:
         """A black hole: nothing more leaves until resume()."""
         self._paused = True
@@ -120,8 +129,9 @@ class Pipe:
         )
 
     def _unanswered(self) -> int:
-        """What is sent into a black hole waits for an answer."""
-        return self._lost + (len(self._queue) if self._paused else 0)
+        """What is sent into a black hole waits for an answer, and so does what is sent on a
+        connection that died before."""
+        return self._lost + (len(self._queue) if self._paused or self._cut else 0)
 
     def _start(self) -> None:
         if self._busy or self._paused or self._cut or not self._queue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine.limits import (
     BULK_TURN,
+    FIRST_BYTES,
     IDLE_AFTER,
     KIB,
     MAX_CHUNK,
@@ -15,9 +16,10 @@ from fastmtcp.engine.limits import (
     SMALL_STREAM,
     Limits,
 )
+from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import NO_SUBFLOW, HeldUp, Stream
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode
@@ -82,6 +84,105 @@ def test_small_streams_do_not_starve_bulk() -> None:
         streams.stream()
     turns = [streams.turn() for _ in range(6 * (BULK_TURN + 1))]
     assert [turn for turn in turns if turn in bulk] == bulk * 3
+
+
+def test_first_bytes_go_before_those_of_small_streams_and_do_not_starve_them() -> None:
+    streams = Streams()
+    small = streams.stream()
+    streams.turn()
+    small.queue = None
+    scheduler = streams.scheduler = Scheduler()
+    small.count_sent(FIRST_BYTES, NOW)
+    scheduler.add(small, NOW)
+    first = [streams.stream() for _ in range(2)]
+    turns = [streams.turn() for _ in range(2 * (BULK_TURN + 1))]
+    assert turns == 2 * [*first * (BULK_TURN // 2), small]
+
+
+def test_a_subflow_that_is_too_slow_for_small_streams_gets_none_along_with_bulk() -> None:
+    streams = Streams()
+    bulk = streams.stream(bulk=True)
+    small = streams.stream()
+    assert streams.scheduler.next(small=False) is bulk
+    assert streams.scheduler.next(small=False) is None
+    assert streams.scheduler.next(bulk=False) is small
+
+
+def test_small_streams_have_small_turns_while_others_wait() -> None:
+    session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=8 * MIB)
+    subflow = session.attach(0, NOW)
+    subflow.on_sample(sample(100e6), NOW)
+    first, second = session.open(NOW), session.open(NOW)
+    for stream in (first, second):
+        stream.write(bytes(1 * MIB))
+    session.pull(subflow, NOW)
+    assert [(stream, stop - start) for stream, start, stop in subflow.inflight][:2] == [
+        (first, FIRST_BYTES),
+        (second, FIRST_BYTES),
+    ]
+
+
+def far_and_near() -> tuple[Session, Subflow, Subflow]:
+    """A session with a far subflow that is ready and a near one that is not."""
+    session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=256 * KIB)
+    far, near = session.attach(0, NOW), session.attach(1, NOW)
+    for subflow, rtt in ((far, 0.6), (near, 0.02)):
+        for round_ in range(5):  # its rate is settled
+            subflow.on_sample(sample(4e6, rtt=rtt), NOW + round_)
+    near.progress_at = NOW + 5
+    far.ready = True
+    session.retire(session.attach(2, NOW))  # sorts the lanes anew
+    return session, far, near
+
+
+def test_a_small_stream_does_not_ride_along_on_a_subflow_that_was_refused_for_it() -> None:
+    session, far, near = far_and_near()
+    session.open(NOW).write(bytes(1000))
+    now = NOW + 5
+    assert session.pick(now) is None
+    assert session.pull(far, now) == ([], 0)
+    near.ready = True
+    assert session.pick(now) is near
+    assert session.pull(near, now)[1] > 1000
+
+
+def test_a_lost_range_keeps_off_the_subflow_that_holds_it_and_off_no_other_range() -> None:
+    session, far, near = far_and_near()
+    now = NOW + 5
+    near.ready = True
+    stream = session.open(NOW)
+    stream.write(bytes(200_000))
+    stream.send.pull(1)
+    stream.send.pull(100_000)
+    stream.count_sent(SMALL_STREAM, now)
+    lanes = Lanes()
+    lanes.refresh([far, near])
+    stream.send.on_lost(0, 50_000)
+    assert lanes.pick_bulk(stream, 1, now) is near
+    # Nothing but the far one is left for it, which the gate refuses otherwise.
+    stream.held_up = HeldUp(0, 50_000, near.subflow_id)
+    assert stream.avoid == near.subflow_id
+    assert lanes.pick_bulk(stream, 1, now) is far
+    # A part of the range still keeps off, anything more does not.
+    stream.send.lost.take(20_000)
+    assert stream.avoid == near.subflow_id
+    stream.send.on_lost(60_000, 70_000)
+    stream.send.lost.take(30_000)
+    assert stream.avoid == NO_SUBFLOW
+    stream.send.lost.take(10_000)
+    assert stream.avoid == NO_SUBFLOW
+
+
+def test_what_was_to_be_avoided_is_forgotten_when_a_subflow_is_lost() -> None:
+    session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=8 * MIB)
+    first, second = session.attach(0, NOW), session.attach(1, NOW)
+    stream = session.open(NOW)
+    stream.write(bytes(50_000))
+    session.pull(first, NOW)
+    stream.held_up = HeldUp(0, 50_000, second.subflow_id)
+    session.detach(first, NOW)
+    assert stream.send.lost
+    assert stream.avoid == NO_SUBFLOW
 
 
 def test_lost_ranges_go_first() -> None:

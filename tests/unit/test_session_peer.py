@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, Limits
+from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, OWN_SEND_ROOM, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
@@ -195,11 +195,34 @@ def test_a_full_send_buffer_stops_reading_and_an_ack_starts_it_again() -> None:
     second, _ = pair.open()
     first.write(bytes(first.room))
     assert pair.client.held == 100_000
-    assert first.room == second.room == 0
+    assert first.room == 0
+    assert second.room == OWN_SEND_ROOM  # that, every stream has in any case
+    second.write(bytes(second.room))
+    assert second.room == 0
     events(pair.client)
     pair.exchange()
     assert second in updated(pair.client)
     assert second.room == 100_000
+
+
+def test_streams_that_wait_for_the_send_buffer_are_woken_in_turn() -> None:
+    limits = Limits(floor_window=1 * MIB, send_buffer=1 * MIB, backlog=1 * MIB)
+    pair = Pair(limits=limits)
+    first, *others = (pair.open()[0] for _ in range(6))
+    first.write(bytes(first.room))
+    for stream in others:
+        stream.write(bytes(stream.room))
+        assert stream.room == 0
+    events(pair.client)
+    memory = pair.client.table.memory
+    memory.let_go(6 * OWN_SEND_ROOM)  # five are what the others have beyond the limit
+    assert updated(pair.client) == others[:1]
+    others[0].write(bytes(others[0].room))
+    memory.let_go(2 * OWN_SEND_ROOM)
+    assert updated(pair.client) == others[1:3]
+    assert others[0].room < 512 * KIB  # it waits again, behind the others
+    memory.let_go(3 * OWN_SEND_ROOM)
+    assert updated(pair.client) == [*others[3:], others[0]]
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -210,6 +233,7 @@ def test_a_full_send_buffer_is_free_again_when_its_stream_is_reset(closed: bool)
     first, _ = pair.open()
     second, _ = pair.open()
     first.write(bytes(first.room))
+    second.write(bytes(second.room))
     assert second.room == 0
     events(pair.client)
     if closed:
@@ -217,7 +241,7 @@ def test_a_full_send_buffer_is_free_again_when_its_stream_is_reset(closed: bool)
     else:
         first.reset(ResetCode.CANCELLED)
     assert second in updated(pair.client)
-    assert second.room == 100_000
+    assert second.room == 100_000 - OWN_SEND_ROOM
 
 
 def test_a_peer_that_does_not_read_cannot_make_us_queue_answers_without_end() -> None:

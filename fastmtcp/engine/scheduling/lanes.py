@@ -80,13 +80,20 @@ class Lanes:
         """The ready subflow on which a small stream's bytes would arrive first; None if there is
         none, or if it is worth waiting for one that is much faster."""
         best = _earliest(self._swift, now)
-        if best is None or len(self._swift) == 1:
-            return best
-        limit = best.speed.eta(now) - _PATIENCE
-        for other in self._swift:
-            if other.speed.eta(now) < limit and now - other.progress_at < _PATIENCE:
-                return None
-        return best
+        return None if best is None or self.is_too_slow(best, now) else best
+
+    def is_too_slow(self, subflow: Subflow, now: float) -> bool:
+        """True if a small stream had better wait for another subflow that is much faster. One that
+        was refused for this takes no small stream along with other things either."""
+        if len(self._swift) < 2:
+            return False
+        limit = subflow.speed.eta(now) - _PATIENCE
+        if limit <= 0:
+            return False
+        return any(
+            other.speed.eta(now) < limit and now - other.progress_at < _PATIENCE
+            for other in self._swift
+        )
 
     def pick_bulk(self, stream: Stream, streams: int, now: float) -> Subflow | None:
         """The ready subflow on which a chunk of `stream`, one of `streams` that send, would arrive
@@ -97,15 +104,15 @@ class Lanes:
         if len(self._bulk) == 1:
             only = self._bulk[0]
             return only if only.ready else None
-        ready = [subflow for subflow in self._bulk if subflow.ready]
-        if stream.avoid != NO_SUBFLOW and stream.send.lost:
-            # A copy of what this very subflow holds up.
-            ready = [subflow for subflow in ready if subflow.subflow_id != stream.avoid]
+        avoid = stream.avoid if stream.send.lost else NO_SUBFLOW
+        ready = [subflow for subflow in self._bulk if subflow.ready and subflow.subflow_id != avoid]
         if len(ready) > 1:
             ready.sort(key=lambda subflow: subflow.speed.eta(now))
         for subflow in ready:
             if self.gate.is_open(subflow, stream, streams, now):
                 return subflow
+        if avoid != NO_SUBFLOW and ready and not self._may_wait(stream, streams, now):
+            return ready[0]
         for subflow in ready:
             if subflow.speed.may_probe(now):
                 self.probing = subflow
@@ -113,6 +120,16 @@ class Lanes:
         if ready:
             self.held_back = ready[0]
         return None
+
+    def _may_wait(self, stream: Stream, streams: int, now: float) -> bool:
+        """True if a subflow that is not ready will take the lost range, which keeps off one of
+        them. Where the gate refuses all others it must open, as nothing else of the session goes
+        out before a lost range."""
+        avoid = stream.avoid
+        return any(
+            subflow.subflow_id != avoid and self.gate.is_open(subflow, stream, streams, now)
+            for subflow in self._bulk
+        )
 
 
 def _earliest(subflows: list[Subflow], now: float) -> Subflow | None:

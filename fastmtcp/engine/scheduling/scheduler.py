@@ -1,7 +1,9 @@
 """Which stream sends next.
 
 Subflows pull: one that can take bytes asks, and gets the next chunk. Lost ranges go first (the
-receiver waits for them), then small streams, then bulk streams, each group in turn.
+receiver waits for them), then the first bytes of streams, then small streams, then bulk streams,
+each group in turn. While many begin at once, each has a small turn: an answer of one packet must
+not wait until hundreds of others have sent a chunk.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from fastmtcp.engine.streams.stream import Stream
 class Scheduler:
     """Streams that have something to send. Each is in at most one queue (`stream.queue`), once."""
 
-    __slots__ = ("_bulk", "_lost", "_since_bulk", "_small")
+    __slots__ = ("_bulk", "_first", "_lost", "_since_bulk", "_since_small", "_small")
 
     def __init__(self) -> None:
         self._lost: deque[Stream] = deque()
+        self._first: deque[Stream] = deque()
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
+        self._since_small = 0
         self._since_bulk = 0
 
     @property
     def has_small(self) -> bool:
         """True if a small stream may have something to send."""
-        return bool(self._small)
+        return bool(self._first or self._small)
 
     @property
     def first_bulk(self) -> Stream | None:
@@ -40,7 +44,7 @@ class Scheduler:
         return len(self._bulk) + len(self._lost)
 
     def __bool__(self) -> bool:
-        return bool(self._small or self._bulk or self._lost)
+        return bool(self._first or self._small or self._bulk or self._lost)
 
     def add(self, stream: Stream, now: float) -> None:
         """Queue a stream that may have become sendable."""
@@ -48,10 +52,12 @@ class Scheduler:
             return
         if stream.send.lost:
             queue = self._lost
-        elif stream.is_small(now):
-            queue = self._small
-        else:
+        elif not stream.is_small(now):
             queue = self._bulk
+        elif stream.is_at_first_bytes:
+            queue = self._first
+        else:
+            queue = self._small
         queue.append(stream)
         stream.queue = queue
 
@@ -64,22 +70,18 @@ class Scheduler:
         self._lost.append(stream)
         stream.queue = self._lost
 
-    def next(self, *, bulk: bool = True) -> Stream | None:
+    def next(self, *, small: bool = True, bulk: bool = True) -> Stream | None:
         """Take the stream whose turn it is out of its queue; add() it again after use.
 
-        Without `bulk` only a small stream is taken.
+        Without `small` only a lost range or a bulk stream, without `bulk` only a small stream.
         """
         while True:
-            if not bulk:
-                if not self._small:
-                    return None
-                stream = self._small.popleft()
-            elif self._lost:
+            if bulk and self._lost:
                 stream = self._lost.popleft()
-            elif self._small and (self._since_bulk < BULK_TURN or not self._bulk):
-                self._since_bulk += 1
-                stream = self._small.popleft()
-            elif self._bulk:
+            elif small and self._is_turn_of_small(bulk=bulk):
+                stream = self._next_small()
+                self._since_bulk += bulk
+            elif bulk and self._bulk:
                 self._since_bulk = 0
                 stream = self._bulk.popleft()
             else:
@@ -88,3 +90,15 @@ class Scheduler:
             # Reset, or acknowledged meanwhile through another subflow.
             if stream.reset_code is None and stream.send.sendable:
                 return stream
+
+    def _is_turn_of_small(self, *, bulk: bool) -> bool:
+        if not self._first and not self._small:
+            return False
+        return not bulk or self._since_bulk < BULK_TURN or not self._bulk
+
+    def _next_small(self) -> Stream:
+        if self._first and (self._since_small < BULK_TURN or not self._small):
+            self._since_small += 1
+            return self._first.popleft()
+        self._since_small = 0
+        return self._small.popleft()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fastmtcp.engine.scheduling.lanes import Lanes
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import HeldUp, Stream
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Cause, Subflow
 
@@ -136,6 +136,7 @@ def rescue(lanes: Lanes, elapsed: float, now: float) -> list[tuple[Subflow, Stre
         there = best.speed.eta(now) + size / (best.speed.rate or holder.speed.rate or 1e6)
         if there < _SOONER * holder.drain_time(now):
             stream.rescued_at = now
-            stream.avoid = holder.subflow_id
-            found.append((holder, stream, send.acked, send.acked + size))
+            copy = HeldUp(send.acked, send.acked + size, holder.subflow_id)
+            stream.held_up = copy
+            found.append((holder, stream, copy.start, copy.stop))
     return found

@@ -21,6 +21,11 @@ class RangeSet:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._ends, strict=True))
 
+    @property
+    def first(self) -> tuple[int, int]:
+        """The lowest range. Ask whether there is one before."""
+        return self._starts[0], self._ends[0]
+
     def add(self, start: int, end: int) -> None:
         """Add [start, end), joining what it touches."""
         if start >= end:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from fastmtcp.engine.limits import IDLE_AFTER, SMALL_STREAM
+from fastmtcp.engine.limits import FIRST_BYTES, IDLE_AFTER, SMALL_STREAM
 from fastmtcp.engine.streams.receive_side import ReceiveSide
 from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.send_side import SendSide
@@ -13,6 +13,15 @@ from fastmtcp.engine.wire.errors import ResetCode
 
 NO_SUBFLOW = -1
 """Stands for a subflow's id where there is none."""
+
+
+class HeldUp(NamedTuple):
+    """A range that goes out once more, because the subflow that carries it holds it up or only
+    tries out how fast it is: the copy must not go there. It ends with the range."""
+
+    start: int
+    stop: int
+    subflow_id: int
 
 
 class StreamWatcher(Protocol):
@@ -56,9 +65,9 @@ class Stream:
         "_owner",
         "_recent",
         "_sent_at",
-        "avoid",
         "confirmed",
         "created_at",
+        "held_up",
         "idle_probes",
         "moved",
         "moved_at",
@@ -108,8 +117,8 @@ class Stream:
         self.watcher: StreamWatcher | None = None
         """Is told when something happens to this stream."""
         self.rescued_at = 0.0
-        self.avoid = NO_SUBFLOW
-        """Id of the subflow that holds up this stream: the copy of the range must not go there."""
+        self.held_up: HeldUp | None = None
+        """The range of this stream that was sent once more last."""
         self.queue: deque[Stream] | None = None
         """The scheduler's queue that this stream waits in."""
         self.probe_mark = (-2, -2)
@@ -197,6 +206,16 @@ class Stream:
 
     # --- what the scheduler asks ----------------------------------------------------------
 
+    @property
+    def avoid(self) -> int:
+        """Id of the subflow on which the next lost range must not go, NO_SUBFLOW if it may go on
+        any."""
+        held_up, lost = self.held_up, self.send.lost
+        if held_up is None or not lost:
+            return NO_SUBFLOW
+        start, stop = lost.first
+        return held_up.subflow_id if held_up.start <= start < stop <= held_up.stop else NO_SUBFLOW
+
     def is_small(self, now: float) -> bool:
         """True for a stream that should go before bulk: new, or idle until a moment ago."""
         if self._recent < SMALL_STREAM:
@@ -205,6 +224,11 @@ class Stream:
             self._recent = 0
             return True
         return False
+
+    @property
+    def is_at_first_bytes(self) -> bool:
+        """True for a small stream that has hardly sent anything. Ask is_small() before."""
+        return self._recent < FIRST_BYTES
 
     def count_sent(self, size: int, now: float) -> None:
         if now - self._sent_at > IDLE_AFTER:
