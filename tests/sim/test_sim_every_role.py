@@ -143,7 +143,7 @@ TROUBLES = st.one_of(
 )
 
 
-@settings(max_examples=100, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=50, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 2**16),
     pool=POOLS,

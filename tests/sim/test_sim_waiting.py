@@ -31,7 +31,7 @@ def request(world: World, size: int = 1000) -> float:
     return world.clock.now - began
 
 
-@settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     seed=st.integers(0, 9),
     silence=st.floats(0.15, 0.19),
