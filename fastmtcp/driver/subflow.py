@@ -19,6 +19,13 @@ _READS = 8
 """Reads in a row before other sockets get their turn."""
 
 _IOV_MAX = 1000
+"""Buffers for one call. More than 1024 are refused (sendmsg(2)); what has to wait for the next call
+is not a full socket, which would tell when it takes bytes again."""
+
+_MANY = 64
+_SMALL = 2048
+"""Of more than _MANY buffers, those below this are joined: an application that writes in crumbs
+costs one copy of them, not one segment of the kernel's for each."""
 
 
 class SubflowEvents(Protocol):
@@ -154,6 +161,8 @@ class SubflowSocket:
         try:
             if self._tls is not None:
                 buffers, size = self._tls.seal(buffers)
+            elif len(buffers) > _MANY:
+                buffers = _joined(buffers)
             count = self._sock.sendmsg(buffers[:_IOV_MAX])
         except BlockingIOError:
             count = 0
@@ -163,19 +172,22 @@ class SubflowSocket:
         if count < size:
             self.subflow.ready = False
             self._out = _rest(buffers, count)
+            if len(buffers) - len(self._out) == _IOV_MAX:
+                self._flush()
 
     def goodbye(self, data: bytes) -> None:
         """Send a last frame if the socket takes it now, and close."""
+        whole = False
         if not self._out:
+            buffers: list[Buffer] = [data]
+            size = len(data)
             try:
-                buffers: list[Buffer] = [data]
                 if self._tls is not None:
-                    buffers, _ = self._tls.seal(buffers)
-                self._sock.sendmsg(buffers)
+                    buffers, size = self._tls.seal(buffers)
+                whole = self._sock.sendmsg(buffers) == size
             except OSError:
-                self.close(reset=True)
-                return
-        self.close(reset=bool(self._out))
+                pass
+        self.close(reset=not whole)
 
     def close(self, *, reset: bool) -> None:
         if self.closed:
@@ -206,6 +218,7 @@ class SubflowSocket:
             set_lowat(self._sock, wanted)
 
     def _flush(self) -> None:
+        """Send what waits. Ends with a full socket, whose edge is still to come, or ready."""
         out = self._out
         while out:
             try:
@@ -215,10 +228,29 @@ class SubflowSocket:
             except OSError as error:
                 self._events.lost(self, error.strerror or str(error))
                 return
+            taken = len(out)
             out = self._out = _rest(out, count)
-            if out and len(out) < _IOV_MAX:
+            taken -= len(out)
+            if out and taken < _IOV_MAX:
                 return
         self.subflow.ready = True
+
+
+def _joined(buffers: list[Buffer]) -> list[Buffer]:
+    """The same bytes in fewer buffers."""
+    out: list[Buffer] = []
+    small: list[Buffer] = []
+    for buffer in buffers:
+        if len(buffer) < _SMALL:
+            small.append(buffer)
+            continue
+        if small:
+            out.append(b"".join(small))
+            small = []
+        out.append(buffer)
+    if small:
+        out.append(b"".join(small))
+    return out
 
 
 def _rest(buffers: list[Buffer], count: int) -> list[Buffer]:
