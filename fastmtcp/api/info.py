@@ -9,6 +9,7 @@ import msgspec
 
 from fastmtcp.api.connection import Connection
 from fastmtcp.api.thread import find_connection
+from fastmtcp.io.loop import Loop
 from fastmtcp.status import document, report
 
 
@@ -47,10 +48,11 @@ def info(sock: Socketlike) -> Info:
     if found is None:
         raise ValueError("no stream of fastmtcp belongs to this socket, or it is over")
     thread, connection = found
-    return thread.call(_look, connection, thread.loop.clock()).result()
+    return thread.call(_look, connection, thread.loop).result()
 
 
-def _look(connection: Connection, now: float) -> Info:
+def _look(connection: Connection, loop: Loop) -> Info:
+    now = loop.clock()
     observed = connection.session
     view = report.View(observed, connection.rates, now)
     totals = report.totals_of(observed, connection.rates, now)

@@ -19,6 +19,10 @@ The kernel traps of it:
   then says 0 as after a FIN. Who gets an error may not hand the socket over.
 * A descriptor closed and opened again within one batch of events gets the old one's event. So
   every handler must bear an event without a cause: its recv() or send() just says EAGAIN.
+* A process that was stopped (Ctrl-Z, a frozen cgroup, a paused machine) comes back with all its
+  deadlines over, and its poll with nothing: epoll_wait() says EINTR, and Python, whose time-out is
+  over too, does not look again. So the clock of the loop stands still while the process does, and
+  after that timers wait until all descriptors had a chance to tell what has arrived.
 """
 
 from __future__ import annotations
@@ -45,6 +49,11 @@ READ = IN | HUP | ERR | RDHUP
 WRITE = OUT | HUP | ERR
 
 _MAX_WAIT = 60.0
+_BATCH = 256
+
+_ABSENCE = 1.0
+"""Seconds beyond what was asked for between two looks at the clock, from which on this process was
+not there: no turn takes so long."""
 
 Handler = Callable[[int], None]
 
@@ -63,11 +72,16 @@ class Timer:
 
 
 class Loop:
-    """One per worker. `now` is the monotonic time at which the current batch of events began."""
+    """One per worker. `now` is when the current batch of events began, by clock()."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        self.now = clock()
+        self._clock = clock
+        self._seen = clock()
+        self._waits = 0.0
+        self._absent = 0.0
+        self._absent_until = float("-inf")
+        self._to_hear = 0
+        self.now = self._seen
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._soon: deque[Callable[[], None]] = deque()
@@ -80,6 +94,20 @@ class Loop:
         self._wake_lock = threading.RLock()
         self._wake_read, self._wake_write = _wake_up_pair()
         self._epoll.register(self._wake_read, IN)
+
+    def clock(self) -> float:
+        """Seconds of a monotonic clock that stands still while the process does: that nothing was
+        heard meanwhile is nobody else's fault. Other processes have other times."""
+        seen, self._seen = self._seen, self._clock()
+        gap = self._seen - seen - self._waits
+        if gap > _ABSENCE and self._running:
+            # Once a second at most: where each turn takes so long, the machine is slow, and time
+            # that stood still for ever would be worse.
+            if seen - self._absent_until >= _ABSENCE:
+                self._absent += gap
+                self._to_hear = 1 + len(self._handlers) // _BATCH
+            self._absent_until = self._seen
+        return self._seen - self._absent
 
     def watch(self, fd: int, handler: Handler) -> None:
         """Call `handler(events)` at every edge of `fd`, until unwatch().
@@ -131,16 +159,16 @@ class Loop:
 
     def run(self) -> None:
         """Serve events until stop()."""
+        self._seen = self._clock()
         self._running = True
         poll = self._epoll.poll
         handlers = self._handlers
         soon = self._soon
         while self._running:
-            try:
-                events = poll(self._timeout(), 256)
-            except InterruptedError:
-                continue
+            self._waits = timeout = self._timeout()
+            events = poll(timeout, _BATCH)
             self.now = self.clock()
+            self._waits = 0.0
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -148,7 +176,9 @@ class Loop:
                 elif fd == self._wake_read:
                     os.read(fd, 4096)
                     self.run_calls()
-            if self._timers:
+            if self._to_hear:
+                self._to_hear -= 1
+            elif self._timers:
                 self._run_timers()
             for _ in range(len(soon)):
                 soon.popleft()()
@@ -175,8 +205,8 @@ class Loop:
             calls.popleft()()
 
     def _timeout(self) -> float:
-        if self._soon:
-            return 0
+        if self._soon or self._to_hear:
+            return 0.0
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)

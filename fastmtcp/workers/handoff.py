@@ -37,6 +37,7 @@ class WorkerHandoff:
     """One worker's view of all inboxes. `on_handoff(sock, peer, tls, until)` gets what comes."""
 
     def __init__(self, loop: Loop, inboxes: list[Inbox], index: int) -> None:
+        self._loop = loop
         self._inboxes = inboxes
         self._own = inboxes[index].receiving
         self.on_handoff: Callable[[socket.socket, str, bool, float], None] | None = None
@@ -48,8 +49,9 @@ class WorkerHandoff:
 
     def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
         """Pass `sock` on. False if the worker's inbox is full, or we are out of descriptors.
-        `until` is a time of the monotonic clock, which all processes share."""
-        message = msgspec.msgpack.encode((peer, tls, until))
+        `until` is a time of our loop; what is left until then is passed on, as that of another
+        worker differs."""
+        message = msgspec.msgpack.encode((peer, tls, until - self._loop.now))
         try:
             socket.send_fds(self._inboxes[owner].sending, [message], [sock.fileno()])
         except OSError:
@@ -64,10 +66,10 @@ class WorkerHandoff:
                 return
             if not fds:
                 continue  # out of descriptors: the kernel dropped it, the client tries again
-            peer, tls, until = msgspec.msgpack.decode(message, type=tuple[str, bool, float])
+            peer, tls, left = msgspec.msgpack.decode(message, type=tuple[str, bool, float])
             if self.on_handoff is None:
                 os.close(fds[0])
                 continue
             sock = socket.socket(fileno=fds[0])
             sock.setblocking(False)
-            self.on_handoff(sock, peer, tls, until)
+            self.on_handoff(sock, peer, tls, self._loop.now + left)

@@ -275,7 +275,7 @@ def test_a_new_question_replaces_the_one_under_way(scene: Scene) -> None:
     assert [part.token for part in place.parts] == [8]
 
 
-def test_the_loop_goes_on_between_sessions(scene: Scene) -> None:
+def test_the_loop_goes_on_between_sessions(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped clock would let it work for ever; one that leaps lets it do one step a turn."""
     role = Role(5, 1)
     scene.start(role)
@@ -283,7 +283,7 @@ def test_the_loop_goes_on_between_sessions(scene: Scene) -> None:
     assert place.reporter is not None
     real = scene.loop.clock
     steps = iter(range(10**9))
-    scene.loop.clock = lambda: real() + next(steps)
+    monkeypatch.setattr(scene.loop, "clock", lambda: real() + next(steps))
     turns = 0
 
     def count() -> None:
