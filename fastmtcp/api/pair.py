@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 
-from fastmtcp.io.tcp import tune
+from fastmtcp.io.tcp import read_urgent_in_line, tune
 
 _HOST = "127.0.0.1"
 
@@ -24,6 +24,7 @@ def make_pair() -> tuple[socket.socket, socket.socket]:
         # Ports of closed pairs that are still in TIME_WAIT may be used.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((_HOST, 0))
+        read_urgent_in_line(listener)
         listener.listen(8)
         outer = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:

@@ -16,7 +16,7 @@ from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
-from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop
+from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop
 from fastmtcp.io.tcp import abort, reset_unless_finished, text_address
 
 log = logging.getLogger("fastmtcp.relay")
@@ -37,10 +37,10 @@ class Relay:
         "_budget",
         "_fd",
         "_loop",
+        "_more",
         "_on_close",
         "_pool",
         "_progress",
-        "_rdhup",
         "_readable",
         "_sock",
         "_writable",
@@ -73,7 +73,7 @@ class Relay:
         self.stream = stream
         self._readable = True
         self._writable = True
-        self._rdhup = False
+        self._more = False
         self._broken = False
         self.read_done = False
         self.write_done = False
@@ -130,8 +130,8 @@ class Relay:
     def _on_event(self, mask: int) -> None:
         if mask & READ:
             self._readable = True
-            if mask & RDHUP:
-                self._rdhup = True
+            if mask & MORE:
+                self._more = True
             if mask & ERR:
                 self._broken = True
         if mask & WRITE:
@@ -150,7 +150,7 @@ class Relay:
         try:
             count = self._sock.recv_into(space)
         except BlockingIOError:
-            self._readable = False
+            self._readable = self._more = False
             return
         except OSError as error:
             self._fail(error)
@@ -159,7 +159,7 @@ class Relay:
             self.read_done = True
             stream.finish()
             return
-        if count < len(space) and not self._rdhup:
+        if count < len(space) and not self._more:
             # If there is an end or an error behind it, its event is still to come.
             self._readable = False
         if self._budget is not None:

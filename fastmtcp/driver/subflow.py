@@ -11,7 +11,7 @@ from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.subflows.rate import Sample, reported
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.buffers import Buffer, BufferPool
-from fastmtcp.io.loop import OUT, RDHUP, READ, Loop
+from fastmtcp.io.loop import MORE, OUT, READ, Loop
 from fastmtcp.io.tcp import abort, set_lowat, text_address
 from fastmtcp.security.tls import Tls
 
@@ -49,9 +49,9 @@ class SubflowSocket:
         "_fd",
         "_loop",
         "_lowat",
+        "_more",
         "_out",
         "_pool",
-        "_rdhup",
         "_sock",
         "_tls",
         "_turn",
@@ -90,7 +90,7 @@ class SubflowSocket:
         """What was read and not yet handled: nothing more is read before it is."""
         self._out: list[Buffer] = []
         """What the kernel does not take yet, as it goes over the wire."""
-        self._rdhup = False
+        self._more = False
         self._lowat = subflow.speed.lowat
         subflow.ready = True
         loop.watch(self._fd, self.on_event)
@@ -99,8 +99,8 @@ class SubflowSocket:
         if mask & OUT and not self.subflow.ready:
             self._flush()
         if mask & READ:
-            if mask & RDHUP:
-                self._rdhup = True
+            if mask & MORE:
+                self._more = True
             self.read()
         if not self.closed:
             self._events.progress()
@@ -124,6 +124,7 @@ class SubflowSocket:
                 else:
                     count = tls.recv_into(self._sock, space, pool.scratch)
             except BlockingIOError:
+                self._more = False
                 return
             except OSError as error:
                 events.lost(self, error.strerror or str(error))
@@ -131,7 +132,7 @@ class SubflowSocket:
             if not count:
                 events.lost(self, "closed by the peer")
                 return
-            drained = count < len(space) and not self._rdhup
+            drained = count < len(space) and not self._more
             del space
             events.received(self, pool.commit(count))
             if drained and self.rest is None:

@@ -14,6 +14,7 @@ import msgspec
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Question, Resolver, numeric
+from fastmtcp.io.tcp import read_urgent_in_line
 
 Connected = Callable[[socket.socket], None]
 Failed = Callable[[OSError, bool], None]
@@ -170,12 +171,12 @@ class Dial:
     def _try_next(self) -> None:
         family, address = self._addresses.pop(0)
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             self._fail(error)
             return
         self._sock = sock
-        sock.setblocking(False)
+        read_urgent_in_line(sock)
         try:
             self._way_out.apply(sock)
         except OSError as error:

@@ -12,7 +12,7 @@ from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address
-from fastmtcp.io.tcp import text_address
+from fastmtcp.io.tcp import read_urgent_in_line, text_address
 
 log = logging.getLogger("fastmtcp.listener")
 
@@ -88,6 +88,7 @@ class Listener:
         self._exhausted = False
         self._watched = True
         self._warned_at = float("-inf")
+        read_urgent_in_line(sock)
         sock.listen(_BACKLOG)
         loop.watch_level(sock.fileno(), self._on_event)
 
@@ -121,6 +122,8 @@ class Listener:
                 # Others are of that one connection, gone before it was accepted (accept(2)).
                 return
             sock.setblocking(False)
+            if sock.family == socket.AF_UNIX:
+                read_urgent_in_line(sock)
             try:
                 self._on_accept(sock, text_address(peer))
             except OSError as error:  # epoll_ctl(2): out of memory or of watches

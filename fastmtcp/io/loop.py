@@ -9,6 +9,8 @@ The kernel traps of it:
   socket) must go on by himself: call_soon().
 * A short read may hide a FIN that is already there, without another edge: EPOLLRDHUP in the event
   says so, and the owner then reads until 0.
+* Urgent data (TCP's URG, MSG_OOB) makes a short read too: recv() stops at the mark, whatever lies
+  behind it. EPOLLPRI says that there is a mark ahead: the owner then reads until EAGAIN (MORE).
 * An edge is told once, to whoever owns the descriptor then: a FIN or a reset that came with the
   bytes for one owner is never told to the next, whose short read then looks like an empty socket.
   EPOLL_CTL_MOD, even with the same events, looks at the descriptor anew and queues what there is
@@ -38,14 +40,17 @@ from collections import deque
 from collections.abc import Callable
 
 IN = getattr(select, "EPOLLIN", 1)
+PRI = getattr(select, "EPOLLPRI", 2)
 OUT = getattr(select, "EPOLLOUT", 4)
 ERR = getattr(select, "EPOLLERR", 8)
 HUP = getattr(select, "EPOLLHUP", 16)
 RDHUP = getattr(select, "EPOLLRDHUP", 0x2000)
-_EDGES = IN | OUT | RDHUP | getattr(select, "EPOLLET", 1 << 31)
+_EDGES = IN | PRI | OUT | RDHUP | getattr(select, "EPOLLET", 1 << 31)
 
 READ = IN | HUP | ERR | RDHUP
 """Events that a reader should look at: errors and hang-ups show at the next recv()."""
+MORE = RDHUP | PRI
+"""Events after which a short read is no empty socket, until EAGAIN or the end."""
 WRITE = OUT | HUP | ERR
 
 _MAX_WAIT = 60.0

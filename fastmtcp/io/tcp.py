@@ -26,6 +26,13 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+def read_urgent_in_line(sock: socket.socket) -> None:
+    """A byte that was sent as urgent data is read like any other, in its place, as RFC 6093 wants:
+    else recv() skips it. What a listening TCP socket accepts has that from it."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
 def tune_subflow(sock: socket.socket, lowat: int, timeout: float) -> None:
     """Options of a subflow: see `tune`; bbr where the kernel has it (at 1% loss it keeps 96% of
     the rate, cubic 4%), and a limit on how long sent bytes may stay unanswered, in seconds."""

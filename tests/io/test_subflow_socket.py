@@ -13,6 +13,7 @@ from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.buffers import Buffer, BufferPool
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.tcp import read_urgent_in_line
 
 from tests.io.net import Background, data, fill, is_reset, read_exactly, run_until, tcp_pair, turn
 
@@ -41,6 +42,7 @@ class Sending:
         self.sock.setblocking(False)
         self.sock.buffers = []
         self.lost_by: list[str] = []
+        self.heard = bytearray()
         self.subflow = Subflow(0, self.loop.now)
         turn_of = Turn(self.loop, self.progress)
         pool = BufferPool()
@@ -49,8 +51,8 @@ class Sending:
         )
         turn(self.loop)
 
-    def received(self, _source: SubflowSocket, _view: memoryview) -> None:
-        pass
+    def received(self, _source: SubflowSocket, view: memoryview) -> None:
+        self.heard += view
 
     def lost(self, _source: SubflowSocket, reason: str) -> None:
         self.lost_by.append(reason)
@@ -124,3 +126,15 @@ def test_a_goodbye_that_is_cut_is_no_clean_end(sending: Sending) -> None:
     sending.sock.most = 3
     sending.socket.goodbye(b"goodbye")
     run_until(sending.loop, lambda: is_reset(sending.peer), "the peer is reset")
+
+
+def test_a_byte_that_somebody_makes_urgent_is_one_of_ours(sending: Sending) -> None:
+    """Only the peer or a box on the way can, as we send none."""
+    read_urgent_in_line(sending.sock)
+    for _ in range(3):
+        sending.heard.clear()
+        sending.peer.send(b"aaa")
+        sending.peer.send(b"!", socket.MSG_OOB)
+        sending.peer.send(b"bbb")
+        run_until(sending.loop, lambda: len(sending.heard) >= 7, "all of it arrives")
+        assert sending.heard == b"aaa!bbb"

@@ -304,6 +304,16 @@ class TestSockets:
             assert target.works[0].result() == sha256(up)
         target.close()
 
+    @pytest.mark.parametrize("way", ["up", "down"])
+    def test_an_urgent_byte_is_in_its_place(self, pairs: Pairs, way: str) -> None:
+        near, far = pairs()
+        one, other = (near, far) if way == "up" else (far, near)
+        for _ in range(3):
+            one.send(b"aaa")
+            one.send(b"!", socket.MSG_OOB)
+            one.send(b"bbb")
+            assert read_exactly(other, 7) == b"aaa!bbb"
+
     def test_half_close(self, pairs: Pairs) -> None:
         near, far = pairs()
         near.sendall(b"question")
