@@ -14,7 +14,7 @@ import msgspec
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Question, Resolver, numeric
-from fastmtcp.io.tcp import read_urgent_in_line
+from fastmtcp.io.tcp import abort, read_urgent_in_line
 
 Connected = Callable[[socket.socket], None]
 Failed = Callable[[OSError, bool], None]
@@ -197,14 +197,22 @@ class Dial:
     def _on_event(self, _mask: int) -> None:
         sock = self._sock
         assert sock is not None
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            self._on_error(_error(code))
-            return
         try:
-            sock.getpeername()
+            peer = sock.getpeername()
         except OSError:
-            return  # an event of this descriptor's earlier life
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._on_error(_error(code))
+            return  # else an event of this descriptor's earlier life
+        if peer == sock.getsockname():
+            # Nobody listens there, and of all local ports the kernel took this one: a simultaneous
+            # open with itself (RFC 9293, 3.5). A FIN would leave it in TIME_WAIT, where the service
+            # that belongs there could not start.
+            self._loop.unwatch(sock.fileno())
+            abort(sock)
+            self._sock = None
+            self._on_error(_error(errno.ECONNREFUSED))
+            return
         self._finish()
         self._sock = None
         self._connected(sock)

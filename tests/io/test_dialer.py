@@ -13,7 +13,7 @@ from fastmtcp.io.dialer import ANYWHERE, Dial, WayOut, may_bind_to_device
 from fastmtcp.io.loop import IN, Loop
 from fastmtcp.io.resolver import Address, Answer, Resolver
 
-from tests.io.net import refusing_port, run_until, silent_port, turn
+from tests.io.net import free_port, refusing_port, run_until, silent_port, turn
 
 
 class Names:
@@ -234,6 +234,52 @@ class TestSeveralAddresses:
                 )
                 run_until(loop, lambda: len(outcome.sockets) == first + 1)  # noqa: B023
             assert [sock.getpeername()[1] for sock in outcome.sockets] == ports * 2
+
+
+class ThisPort(WayOut, frozen=True):
+    """What the kernel may choose by itself: the local port is the one that is dialed."""
+
+    port: int = 0
+
+    def apply(self, sock: socket.socket) -> None:
+        sock.bind(("127.0.0.1", self.port))
+
+
+class TestItself:
+    def test_is_nobody(self, loop: Loop, resolver: Resolver, outcome: Outcome) -> None:
+        port = free_port()
+        Dial(
+            loop,
+            resolver,
+            Endpoint("127.0.0.1", port),
+            20.0,
+            outcome.connected,
+            outcome.failed,
+            way_out=ThisPort(port=port),
+        )
+        run_until(loop, lambda: outcome.known)
+        assert [error.errno for error, _ in outcome.errors] == [errno.ECONNREFUSED]
+        # The service that belongs there can start.
+        with socket.socket() as service:
+            service.bind(("127.0.0.1", port))
+
+    def test_the_next_address_is_tried(
+        self, loop: Loop, outcome: Outcome, listener: socket.socket
+    ) -> None:
+        port = free_port()
+
+        names = Names(loop, [v4(port), v4(port_of(listener))])
+        Dial(
+            loop,
+            names,  # type: ignore[arg-type]
+            Endpoint("name", 80),
+            20.0,
+            outcome.connected,
+            outcome.failed,
+            way_out=ThisPort(port=port),
+        )
+        run_until(loop, lambda: outcome.known)
+        assert outcome.sockets[0].getpeername()[1] == port_of(listener)
 
 
 class TestCancel:
