@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -12,13 +13,17 @@ from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address
-from fastmtcp.io.tcp import read_urgent_in_line, text_address
+from fastmtcp.io.tcp import abort, read_urgent_in_line, text_address
 
 log = logging.getLogger("fastmtcp.listener")
 
 _BACKLOG = 4096
 _BATCH = 64
 _PAUSE = 0.2
+_PATIENCE = 2.0
+"""Seconds without a descriptor for which the kernel keeps those that come; then they are reset."""
+
+_WARN_EVERY = 60.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -72,6 +77,11 @@ class Listener:
     When descriptors or memory run out it pauses, and tries again by itself: a level-triggered
     listener that cannot accept would spin. While it is on hold the kernel keeps what comes, up to
     its backlog.
+
+    If nobody leaves for some time, those that wait are reset, by means of a descriptor that is kept
+    for that. They would wait for others that may wait for them: a connection that comes back to us
+    in a circle takes all descriptors, and the one in our backlog is its end, where neither FIN nor
+    reset is heard before it is accepted.
     """
 
     def __init__(
@@ -86,8 +96,10 @@ class Listener:
         self._closed = False
         self._on_hold = False
         self._exhausted = False
+        self._exhausted_since = self._exhausted_at = float("-inf")
         self._watched = True
-        self._warned_at = float("-inf")
+        self._warned_at = self._refused_at = float("-inf")
+        self._spare = _spare()
         read_urgent_in_line(sock)
         sock.listen(_BACKLOG)
         loop.watch_level(sock.fileno(), self._on_event)
@@ -96,6 +108,8 @@ class Listener:
         if not self._closed:
             self._closed = True
             self._loop.unwatch(self._sock.fileno())
+            if self._spare >= 0:
+                os.close(self._spare)
             # The supervisor has a copy, for our successor: closing ours would not end it. A unix
             # socket is that of the other workers too.
             if self._sock.family != socket.AF_UNIX:
@@ -121,6 +135,7 @@ class Listener:
                     self._pause(error)
                 # Others are of that one connection, gone before it was accepted (accept(2)).
                 return
+            self._exhausted_at = float("-inf")
             sock.setblocking(False)
             if sock.family == socket.AF_UNIX:
                 read_urgent_in_line(sock)
@@ -131,8 +146,14 @@ class Listener:
                 sock.close()
 
     def _pause(self, error: OSError) -> None:
-        if self._loop.now - self._warned_at > 60:
-            self._warned_at = self._loop.now
+        now = self._loop.now
+        if now - self._exhausted_at > 2 * _PAUSE:
+            self._exhausted_since = now
+        self._exhausted_at = now
+        if now - self._exhausted_since >= _PATIENCE:
+            self._turn_away(error)
+        elif now - self._warned_at > _WARN_EVERY:
+            self._warned_at = now
             log.warning(
                 "cannot accept connections: %s; waiting for others to end "
                 "(raise the limit with ulimit -n)",
@@ -141,6 +162,21 @@ class Listener:
         self._exhausted = True
         self._update()
         self._loop.call_later(_PAUSE, self._resume)
+
+    def _turn_away(self, error: OSError) -> None:
+        """Reset those that wait."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        count = 0
+        with contextlib.suppress(OSError):
+            for _ in range(_BATCH):
+                sock, _peer = self._sock.accept()
+                abort(sock)
+                count += 1
+        self._spare = _spare()
+        if count and self._loop.now - self._refused_at > _WARN_EVERY:
+            self._refused_at = self._loop.now
+            log.warning("connections reset that could not be accepted: %s", error.strerror)
 
     def _resume(self) -> None:
         self._exhausted = False
@@ -151,7 +187,12 @@ class Listener:
         if self._closed or wanted == self._watched:
             return
         self._watched = wanted
-        if wanted:
-            self._loop.watch_level(self._sock.fileno(), self._on_event)
-        else:
-            self._loop.unwatch(self._sock.fileno())
+        self._loop.hold(self._sock.fileno(), not wanted)
+
+
+def _spare() -> int:
+    """A descriptor of nothing; -1 if there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1

@@ -131,6 +131,11 @@ class Loop:
         self._epoll.register(fd, IN)
         self._handlers[fd] = handler
 
+    def hold(self, fd: int, on: bool) -> None:
+        """Tell nothing of `fd`, which watch_level() watches, while `on`. It stays one of
+        `descriptors`."""
+        self._epoll.modify(fd, 0 if on else IN)
+
     def unwatch(self, fd: int) -> None:
         """Forget `fd`; call it before closing. A copy of it in another process (after a fork or
         a handoff) would otherwise go on sending events."""

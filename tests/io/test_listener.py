@@ -189,3 +189,60 @@ def test_out_of_descriptors_it_pauses_without_spinning_and_resumes() -> None:
     assert 2 <= int(words[3]) <= 10
     assert lines[2] == "in the end 50"
     assert len(lines) == 3
+
+
+# As above: with all descriptors gone for good, those that wait hear it.
+_FULL = """
+import resource, socket, sys
+from fastmtcp.io import listener as module
+from fastmtcp.io.listener import Listener, bind
+from fastmtcp.io.loop import Loop
+from tests.io.net import is_reset, run_until
+
+module._PATIENCE = 0.5
+loop = Loop()
+accepted = []
+sock = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+listener = Listener(loop, sock, lambda s, peer: accepted.append(s))
+peers = [socket.create_connection(sock.getsockname()) for _ in range(50)]
+used = len(__import__("os").listdir("/proc/self/fd"))
+resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, used + 50))
+run_until(loop, lambda: sum(map(is_reset, peers)) + len(accepted) == 50)
+assert 5 <= len(accepted) < 50, len(accepted)
+held = {s.getpeername() for s in accepted}
+assert all((peer.getsockname() in held) != is_reset(peer) for peer in peers)
+for gone in (*peers, *accepted):
+    gone.close()
+count = len(accepted)
+# It has room again, and its descriptor for the next time.
+late = socket.create_connection(sock.getsockname())
+run_until(loop, lambda: len(accepted) > count)
+assert not is_reset(late)
+assert listener._spare >= 0
+"""
+
+
+def test_out_of_descriptors_for_long_it_resets_those_that_wait() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _FULL], capture_output=True, text=True, timeout=2 * WAIT, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("connections reset that could not be accepted") == 1
+
+
+def test_one_on_hold_is_still_a_descriptor_of_the_loop(loop: Loop) -> None:
+    """A forked child closes those, or it would keep the port."""
+    accepted = Accepted()
+    sock = bind((socket.AF_INET, ("127.0.0.1", 0)), shared=True)
+    listener = Listener(loop, sock, accepted)
+    listener.hold(True)
+    assert sock.fileno() in loop.descriptors
+    with socket.create_connection(sock.getsockname(), WAIT):
+        turn(loop, 3)
+        assert not accepted.sockets
+        listener.hold(False)
+        run_until(loop, lambda: accepted.sockets)
+    accepted.sockets[0].close()
+    number = sock.fileno()
+    listener.close()
+    assert number not in loop.descriptors

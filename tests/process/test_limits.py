@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.io.net import WAIT, read_all, read_exactly
+from tests.io.net import WAIT, free_port, read_all, read_exactly
 from tests.process.programs import Program, Programs, eventually, open_files
 from tests.process.targets import Target, round_trip
 
@@ -53,6 +53,24 @@ class TestDescriptorsExhausted:
         assert len(re.findall(EXHAUSTED, client.log)) == 1
         assert "4 of 4 subflows up" in client.wait_for("ready")
         assert "lost" not in client.log
+
+    def test_a_connection_that_comes_back_in_a_circle_ends_with_its_application(
+        self, programs: Programs
+    ) -> None:
+        """Its other end waits at the client until it is accepted, which never happens."""
+        port = free_port()
+        server = programs.server(port, "--workers", 1)
+        client = programs.start(
+            "fastmtcp-client",
+            *("--listen", f"127.0.0.1:{port}", "--server", f"127.0.0.1:{server.port}"),
+            *("--workers", 1, "--connections", 2),
+            max_files=64,
+        ).ready()
+        workers = [*server.workers(), *client.workers()]
+        before = max(open_files(pid) for pid in workers)
+        with client.connect():
+            client.wait_for(EXHAUSTED)
+        eventually(lambda: all(open_files(pid) <= before + 5 for pid in workers), "all is over")
 
     def test_at_the_server_streams_are_refused_and_the_others_go_on(
         self, programs: Programs, echo_target: Target[int]
