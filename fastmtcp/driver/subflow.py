@@ -161,7 +161,9 @@ class SubflowSocket:
         """Send; keep what the socket does not take, and be not ready until it has."""
         try:
             if self._tls is not None:
-                buffers, size = self._tls.seal(buffers)
+                buffers, sealed = self._tls.seal(buffers)
+                self.subflow.overhead += sealed - size
+                size = sealed
             elif len(buffers) > _MANY:
                 buffers = _joined(buffers)
             count = self._sock.sendmsg(buffers[:_IOV_MAX])

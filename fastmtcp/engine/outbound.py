@@ -112,7 +112,7 @@ class Outbound:
     def _control_frames(self, subflow: Subflow, out: list[Buffer]) -> int:
         blob = self._outbox.take_own(subflow)
         if blob:
-            subflow.ping_position = subflow.bytes_sent + len(blob)
+            subflow.ping_position = subflow.bytes_sent + subflow.overhead + len(blob)
         elif not self._outbox:
             return 0
         blob += self._outbox.take()

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastmtcp.driver.subflow import SubflowSocket
+from fastmtcp.driver.turn import Turn
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.errors import ConfigError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
@@ -302,6 +305,30 @@ class TestBytes:
         client, _ = joined(files)
         _, size = client.seal([b"h" * 20, b"x" * 262_144, *[b"ack" * 5] * 50])
         assert size < (262_144 + 20 + 750) * 1.01
+
+
+def test_a_subflow_knows_what_is_on_the_wire(files: Files) -> None:
+    """Or its PINGs seem to have passed what they wait behind."""
+    client, _ = joined(files)
+    loop = Loop()
+    ours, theirs = tcp_pair()
+    subflow = Subflow(0, loop.now)
+
+    class Nobody:
+        def received(self, source: SubflowSocket, view: memoryview) -> None: ...
+        def lost(self, source: SubflowSocket, reason: str) -> None: ...
+        def progress(self) -> None: ...
+
+    turn_of = Turn(loop, lambda: None)
+    sock = SubflowSocket(loop, BufferPool(), turn_of, Nobody(), theirs, subflow, "", None, client)
+    with ours:
+        sock.send([bytes(50_000), bytes(10)], 50_010)
+        read_exactly(ours, 50_010 + subflow.overhead)
+        ours.setblocking(False)
+        assert peek(ours, 1) == b""
+        assert 4 * 17 < subflow.overhead < 4 * 40
+        sock.close(reset=True)
+    loop.close()
 
 
 class TestSessions:

@@ -440,6 +440,19 @@ def test_a_full_queue_that_drains_is_a_sign_of_life() -> None:
         collect(pair.client, pair.now)
 
 
+def test_what_tls_adds_waits_before_a_ping_too() -> None:
+    """The kernel counts it, so that of so much more a PING seemed to be through at once."""
+    pair = Pair(subflows=1)
+    subflow = pair.client.subflows[0]
+    subflow.count_sent(500_000_000, pair.now)
+    subflow.overhead = 1_000_000
+    for second in range(100):
+        pair.now += 1
+        subflow.on_sample(kernel_says(500_000_000 + second * 9_000, 500_000), pair.now)
+        assert pair.client.on_time(pair.now) == []
+        collect(pair.client, pair.now)
+
+
 def test_a_hung_peer_is_dead_though_its_kernel_acknowledges_our_pings() -> None:
     pair = Pair(subflows=1)
     subflow = pair.client.subflows[0]

@@ -75,6 +75,7 @@ class Subflow:
         "heard_at",
         "inflight",
         "lane",
+        "overhead",
         "peer_window",
         "ping_position",
         "pinged_at",
@@ -113,6 +114,8 @@ class Subflow:
         self.created_at = now
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.overhead = 0
+        """Bytes that TLS has added to those sent, as the caller tells: the kernel counts them."""
         self.reinjected = 0
         self.stalls = 0
         """How often it has become suspect."""
@@ -122,7 +125,8 @@ class Subflow:
         self.heard_at = now
         self.pinged_at: float | None = None
         self.ping_position = 0
-        """Bytes sent when the last PING was: it is through when the kernel reports as many."""
+        """Bytes on the wire when the last PING was sent: it is through when the kernel reports as
+        many."""
         self.through = 0
         """Bytes that the other kernel has acknowledged."""
         self.awaits_ack = False
