@@ -12,19 +12,26 @@ from fastmtcp.errors import ConfigError, text_value
 
 ANY_HOST = "*"
 
-# RFC 1123 labels, and `_`, which container networks put into names.
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+# What a look-up takes is a name: RFC 1123 knows none of `a+b`, `_x`, `-x` and `x-`, but machines
+# have such names. Refused is only what stands around names in our own texts: HOST:PORT,
+# CLIENT@HOST:PORTS, the options of a path, links, zones, lines.
+_SEPARATOR = re.compile(r"[\s\x00-\x1f\x7f-\x9f:/\[\]@,%#]")
+# Look-ups read `127.1` or `0x7f.1` as addresses in old notations.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 ZONE = re.compile(r"[^\s%/\[\]]{1,15}")
 """The interface behind a % in an IPv6 address."""
 _MAX_NAME = 253
+_MAX_LABEL = 63
+# RFC 5894, 7.2: sharp s, final sigma, the two joiners.
+_DEVIATION = re.compile("[\u00df\u03c2\u200c\u200d]")
 
 
 class Endpoint(msgspec.Struct, frozen=True, order=True):
     """A host and a port.
 
-    `host` is a lower-case name, an address in its canonical form (IPv6 without brackets), or `*`
-    for all addresses of the machine, IPv4 and IPv6. `port` is 0 to 65535; 0 lets the kernel
-    choose and makes sense for listening only.
+    `host` is a lower-case name as it is looked up (perhaps not in ASCII), an address in its
+    canonical form (IPv6 without brackets), or `*` for all addresses of the machine, IPv4 and IPv6.
+    `port` is 0 to 65535; 0 lets the kernel choose and makes sense for listening only.
     """
 
     FORM: ClassVar[str] = "HOST:PORT"
@@ -67,6 +74,15 @@ class Endpoint(msgspec.Struct, frozen=True, order=True):
             _refuse(text, f"has no port; write HOST:PORT, for example {cls(host, 7700)}")
         return cls(host, _port(port_text, text))
 
+    @classmethod
+    def of(cls, host: str, port: int) -> Self:
+        """What a program names as host and port: an IPv6 address with or without its brackets.
+
+        Raises ConfigError.
+        """
+        bare_ipv6 = ":" in host and not host.startswith("[")
+        return cls.parse(f"[{host}]:{port}" if bare_ipv6 else f"{host}:{port}")
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -92,6 +108,33 @@ def host_of(address: str) -> str:
     """The host of HOST:PORT as the kernel tells it, an IPv6 address without its brackets; empty for
     what has no port."""
     return address.rpartition(":")[0].strip("[]")
+
+
+def ascii_name(host: str) -> str | None:
+    """The form of a name that the DNS has (xn--); None if it has none.
+
+    Where the older rules (RFC 3490), which Python knows, would make another name of it than the
+    newer ones (RFC 5891), it has none either: that would be another machine.
+    """
+    if host.isascii():
+        return host
+    if _DEVIATION.search(host):
+        return None
+    try:
+        return host.encode("idna").decode("ascii").lower()
+    except (UnicodeError, LookupError):  # LookupError: a Python whose files cannot be read
+        return None
+
+
+def unicode_name(host: str) -> str | None:
+    """What ascii_name() would make `host` of; None if nothing."""
+    if "xn--" not in host:
+        return None
+    try:
+        name = host.encode("ascii").decode("idna").lower()
+    except (UnicodeError, LookupError):
+        return None
+    return name if ascii_name(name) == host else None
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -120,17 +163,28 @@ def _name_or_ipv4(name: str, text: str) -> str:
         return ANY_HOST
     host = name.lower()
     labels = host.removesuffix(".").split(".")
-    # Look-ups read `127.1` or `0x7f.1` as addresses in old notations; a name never ends so.
-    if labels[-1].isdigit() or labels[-1].startswith("0x"):
+    if all(_NUMBER.fullmatch(label) for label in labels):
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
             _refuse(text, "has no valid IPv4 address; write four numbers from 0 to 255")
-    if not host.isascii():
-        _refuse(text, "has a host name that is not ASCII; write its xn-- form")
-    if len(host) > _MAX_NAME or not all(_LABEL.fullmatch(label) for label in labels):
+    if not _is_name(host, labels):
         _refuse(text, "has no valid host name; write HOST:PORT, for example example.com:7700")
     return host
+
+
+def _is_name(host: str, labels: list[str]) -> bool:
+    """Look-ups know no empty and no longer labels; of others than ASCII the xn-- form counts, which
+    may be shorter."""
+    try:
+        size = len(host.removesuffix(".").encode())
+    except UnicodeEncodeError:  # what was not UTF-8 cannot be sent
+        return False
+    return (
+        size <= _MAX_NAME
+        and not _SEPARATOR.search(host)
+        and all(label and not (label.isascii() and len(label) > _MAX_LABEL) for label in labels)
+    )
 
 
 def _port(port_text: str, text: str) -> int:

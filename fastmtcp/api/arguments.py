@@ -159,7 +159,7 @@ def _endpoint(name: str, value: object) -> Endpoint:
             return Endpoint.parse(value)
         match value:
             case (str(host), int(port), *_):
-                return Endpoint.parse(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+                return Endpoint.of(host, port)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     raise ConfigError(f"{name}: must be (host, port)")

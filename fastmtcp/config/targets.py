@@ -15,7 +15,7 @@ from typing import ClassVar, NoReturn, Self
 
 import msgspec
 
-from fastmtcp.endpoint import ANY_HOST, Endpoint
+from fastmtcp.endpoint import ANY_HOST, Endpoint, ascii_name, unicode_name
 from fastmtcp.errors import ConfigError, text_value
 from fastmtcp.security.identity import NAME_FORM, is_name
 
@@ -155,9 +155,13 @@ class Rule(msgspec.Struct, frozen=True):
         if self.host == ANY_HOST:
             return True
         host = host.removesuffix(".")
-        if self.host.startswith("*."):
-            return host.endswith(self.host[1:])
-        return host == self.host
+        # Only the rule is read in both its forms: the client's name is compared as it is looked up.
+        for form in (self.host, ascii_name(self.host), unicode_name(self.host)):
+            if form is None:
+                continue
+            if host.endswith(form[1:]) if form.startswith("*.") else host == form:
+                return True
+        return False
 
     def covers(self, address: IpAddress) -> bool:
         """True if it lists this address by number. A network that holds public addresses and
@@ -221,7 +225,7 @@ def _name(host: str, text: str) -> str:
     stars = "*." if host.startswith("*.") else ""
     endpoint = Endpoint.parse(f"{host.removeprefix('*.')}:1")
     name = endpoint.host.removesuffix(".")
-    if endpoint.is_numeric or name == ANY_HOST:
+    if endpoint.is_numeric or ANY_HOST in name:
         _refuse(text, "has * before something that is no name; write for example *.example.com:443")
     if name == "localhost" or name.endswith(".localhost"):
         _refuse(text, "is not allowed by name; write the address, as in 127.0.0.1:22 or [::1]:22")

@@ -17,6 +17,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop
+from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop, Timer
 from fastmtcp.io.tcp import abort, reset_unless_finished, text_address
 
 log = logging.getLogger("fastmtcp.relay")
@@ -27,15 +28,22 @@ smallest window, so there is always either this much room, or credit on its way.
 
 _MAX_VIEWS = 64
 _MAX_DISCARDS = 16
+_LINGER = 2.0
+"""Seconds without a byte of the answer after which an application that has sent beyond its budget
+is taken to have all of it: a server that leaves the connection open is told the end. If the answer
+has ended, it is the time to close: our own close would be a reset if bytes still came, and destroy
+what the application has not read yet."""
 
 
 class Relay:
     """Connects a connected, non-blocking application socket with a stream."""
 
     __slots__ = (
+        "_answered",
         "_broken",
         "_budget",
         "_fd",
+        "_linger",
         "_loop",
         "_more",
         "_on_close",
@@ -62,7 +70,7 @@ class Relay:
     ) -> None:
         """`progress` lets the session send and update its streams; `on_close` is called
         once, when the socket has been closed. `budget` is how many bytes of the application the
-        stream takes; one more ends it. None is without limit."""
+        stream takes; what comes behind them is dropped. None is without limit."""
         self._loop = loop
         self._pool = pool
         self._sock = sock
@@ -70,6 +78,8 @@ class Relay:
         self._progress = progress
         self._on_close = on_close
         self._budget = budget
+        self._answered = -1
+        self._linger: Timer | None = None
         self.stream = stream
         self._readable = True
         self._writable = True
@@ -98,10 +108,11 @@ class Relay:
             self._write()
         if not self.write_done and stream.at_end:
             self._pass_end()
-        if self._readable and not self.read_done:
-            self._read()
-        elif self._readable and self._budget is not None:
-            self._discard()
+        if self._readable:
+            if self._budget is not None and (self.read_done or not self._budget):
+                self._discard()
+            elif not self.read_done:
+                self._read()
         if self._broken:
             self._look_for_reset()
         if self.read_done and self.write_done and not self.closed:
@@ -156,35 +167,56 @@ class Relay:
             self._fail(error)
             return
         if not count:
-            self.read_done = True
-            stream.finish()
+            self._end_reading()
             return
         if count < len(space) and not self._more:
             # If there is an end or an error behind it, its event is still to come.
             self._readable = False
         if self._budget is not None:
-            if count > self._budget:
-                self._end_of_budget(self._budget)
-                return
-            self._budget -= count
+            own = min(count, self._budget)
+            self._budget -= own
+            self._look_beyond(space[own:count])
+            count = own
         stream.write(self._pool.commit(count))
+        if self._budget == 0 and self._readable:
+            self._discard()
 
     def _discard(self) -> None:
-        """What comes behind the budget: unread, it would turn the close into a reset, which
-        destroys what the application has not read yet."""
+        """Drop what comes behind the budget. It is no end: the other side, which may take an end
+        for "nobody wants the answer any more", is told nothing of it."""
         try:
             for _ in range(_MAX_DISCARDS):
-                if not self._sock.recv_into(self._pool.reserve()):
+                space = self._pool.reserve()
+                count = self._sock.recv_into(space)
+                if not count:
                     self._readable = False
+                    self._end_reading()
                     return
+                self._look_beyond(space[:count])
         except BlockingIOError:
             self._readable = False
         except OSError as error:
             self._fail(error)
 
-    def _end_of_budget(self, count: int) -> None:
-        if count:
-            self.stream.write(self._pool.commit(count))
+    def _look_beyond(self, view: memoryview) -> None:
+        # Old browsers end a body with an empty line, which asks for nothing.
+        if self._linger is None and bytes(view[:64]).strip(b"\r\n"):
+            self._linger = self._loop.call_later(_LINGER, self._on_lingered)
+
+    def _on_lingered(self) -> None:
+        if self.closed or self.read_done:
+            return
+        receive = self.stream.receive
+        answered = receive.window.taken
+        if self.write_done or (0 < answered == self._answered and not receive.data.ready):
+            self._end_reading()
+            self.update()
+            self._progress()
+            return
+        self._answered = answered
+        self._linger = self._loop.call_later(_LINGER, self._on_lingered)
+
+    def _end_reading(self) -> None:
         self.read_done = True
         self.stream.finish()
 
@@ -236,6 +268,8 @@ class Relay:
     def _close(self) -> None:
         self._loop.unwatch(self._fd)
         self.closed = True
+        if self._linger is not None:
+            self._linger.cancel()
         reset_unless_finished(self._sock, False)
         self._sock.close()
         self._on_close(self)

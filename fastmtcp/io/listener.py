@@ -14,6 +14,8 @@ from fastmtcp.errors import StartError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Address
 from fastmtcp.io.tcp import abort, read_urgent_in_line, text_address
+from fastmtcp.io.resolver import Address, look_up
+from fastmtcp.io.tcp import text_address
 
 log = logging.getLogger("fastmtcp.listener")
 
@@ -33,18 +35,15 @@ def addresses(endpoint: Endpoint) -> list[Address]:
     Raises:
         StartError: the name is unknown.
     """
-    host = None if endpoint.host == ANY_HOST else endpoint.host
     try:
-        found = socket.getaddrinfo(
-            host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        if endpoint.host == ANY_HOST:
+            found = look_up(None, endpoint.port, socket.AI_PASSIVE)
+        else:
+            found = look_up(endpoint.host, endpoint.port)
     except OSError as error:
-        raise StartError(f"cannot listen on {endpoint}: {error.strerror}") from None
-    result: list[Address] = []
-    for family, _, _, _, address in found:
-        if family in (socket.AF_INET, socket.AF_INET6) and (family, address) not in result:
-            result.append((family, address))  # type: ignore[arg-type]
-    return result
+        raise StartError(f"cannot listen on {endpoint}: {error.strerror or error}") from None
+    families = (socket.AF_INET, socket.AF_INET6)
+    return list(dict.fromkeys(address for address in found if address[0] in families))
 
 
 def bind(address: Address, *, shared: bool) -> socket.socket:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from fastmtcp.endpoint import ascii_name
 from fastmtcp.io.loop import Loop
 
 Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
@@ -27,11 +28,36 @@ def numeric(host: str, port: int) -> Address | None:
     """The address that `host` is, if it is one and not a name."""
     try:
         found = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+            host.encode(),
+            port,
+            type=socket.SOCK_STREAM,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
         )
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):
         return None
     return _address(found[0])
+
+
+def look_up(host: str | None, port: int, flags: int = 0) -> list[Address]:
+    """The addresses of a name, or for None those of any host. Blocks. Raises OSError.
+
+    In bytes, because the system's resolver takes names that Python would not pass on (in /etc/hosts
+    they may be any bytes). What it does not know so it is asked for in the form that the DNS has,
+    which is what most programs do at once.
+    """
+    forms = [None] if host is None else dict.fromkeys((host, ascii_name(host) or host))
+    failure = OSError(f"{host} is no valid name")
+    for form in forms:
+        try:
+            found = socket.getaddrinfo(
+                form if form is None else form.encode(), port, type=socket.SOCK_STREAM, flags=flags
+            )
+            return [_address(entry) for entry in found]
+        except OSError as error:
+            failure = error
+        except ValueError:  # a NUL, a lone surrogate
+            continue
+    raise failure
 
 
 class Question:
@@ -99,14 +125,9 @@ class Resolver:
             result: list[Address] | OSError = []
             try:
                 if not question.cancelled:
-                    found = socket.getaddrinfo(
-                        question.host, question.port, type=socket.SOCK_STREAM
-                    )
-                    result = [_address(entry) for entry in found]
+                    result = look_up(question.host, question.port)
             except OSError as error:
                 result = error
-            except UnicodeError:
-                result = OSError(f"{question.host} is no valid name")
             if not self._loop.call_threadsafe(partial(self._give, question, result)):
                 return
 

@@ -41,14 +41,17 @@ _HTTP_STATUS = {
 }
 _HTTP_OTHERWISE = "503 Service Unavailable"
 
-_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~]+) HTTP/(1\.[0-9])")
+# Of our own and not h11's, which refuses what browsers and curl send and servers take: bytes above
+# ASCII in a URL (RFC 9112, 3, wants them encoded), empty lines before a request, one without Host.
+_REQUEST_LINE = re.compile(r"([!-~]+) ([!-~\x80-\xff]+) HTTP/(1\.[0-9])")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
-_ABSOLUTE = re.compile(r"http://([^/?#]+)([/?][^#]*)?", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"(?:http|ws)://([^/?#]+)([/?][^#]*)?(?:#.*)?", re.IGNORECASE)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _HOP_BY_HOP = frozenset(
     ("connection", "host", "keep-alive", "proxy-authorization", "proxy-connection", "te", "upgrade")
 )
 """Fields that are for us, and Host, which is made anew of the target (RFC 9110, 7.6.1)."""
+_NO_TARGET = "it names no host and port"
 _ONLY = "this is a proxy: write CONNECT HOST:PORT, or the whole of http://HOST/"
 _LENGTH_ONLY = "this proxy takes a body with one Content-Length only"
 
@@ -114,6 +117,10 @@ class ProxyRequest:
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the application; return bytes to send. Raises RequestError."""
         if self._request is None:
+            # Empty lines that some applications send behind an earlier request (RFC 9112, 2.2).
+            data = data.lstrip(b"\r\n")
+            if not data:
+                return b""
             if data[:1] == b"\x05":
                 self._request = SocksRequest(self._login)
             elif data[:1].isalpha():
@@ -215,10 +222,12 @@ class SocksRequest:
         taken = self._take(4 + sizes[kind] + 2)
         address, port = taken[4:-2], int.from_bytes(taken[-2:])
         is_name = kind == NAME
-        host = address[1:].decode("latin-1") if is_name else str(ipaddress.ip_address(address))
-        # Some applications have an address for a name.
-        host = f"[{host}]" if ":" in host else host
-        self.target = _target(f"{host}:{port}", _socks_reply(_FAILED))
+        try:
+            # Some applications have an address for a name.
+            host = address[1:].decode() if is_name else str(ipaddress.ip_address(address))
+            self.target = _connectable(Endpoint.of(host, port))
+        except (ConfigError, UnicodeError):
+            raise RequestError(_NO_TARGET, _socks_reply(_FAILED)) from None
         return b""
 
 
@@ -226,7 +235,8 @@ class HttpRequest:
     """HTTP, without a login or with Basic authentication (RFC 7617).
 
     CONNECT makes a tunnel. Any other request is passed on in the form that a server wants, one for
-    each connection: a second one may be for another server, and must not reach this one.
+    each connection: a second one may be for another server, and must not reach this one. If it asks
+    for a WebSocket (RFC 6455, 4.1) the connection is the server's for good.
     """
 
     def __init__(self, login: Login | None) -> None:
@@ -285,7 +295,8 @@ class HttpRequest:
         if absolute is None:
             answer = _http_answer("400 Bad Request", _ONLY)
             raise RequestError("it is no request to a proxy", answer)
-        authority, path = absolute[1], absolute[2] or ""
+        # An empty port is the default (RFC 3986, 6.2.3).
+        authority, path = absolute[1].removesuffix(":"), absolute[2] or ""
         if not path.startswith("/"):
             path = "*" if method == "OPTIONS" and not path else f"/{path}"
         target = _target(authority, _http_answer("400 Bad Request", _ONLY), default_port=80)
@@ -296,20 +307,27 @@ class HttpRequest:
         if lengths and not _LENGTH.fullmatch(lengths[0]):
             answer = _http_answer("400 Bad Request", _LENGTH_ONLY)
             raise RequestError("it has a body of unknown length", answer)
-        named = ",".join(_values(fields, "connection")).lower().split(",")
-        dropped = _HOP_BY_HOP.union(name.strip() for name in named) - {"content-length"}
+        named = _tokens(fields, "connection")
+        dropped = _HOP_BY_HOP.union(named) - {"content-length"}
+        upgrades = "upgrade" in named and "websocket" in _tokens(fields, "upgrade")
         head = [
             f"{method} {path} HTTP/{version}",
             f"Host: {authority}",
             *(f"{name}: {value}" for name, value in fields if name.lower() not in dropped),
             f"Via: {version} fastmtcp",
-            "Connection: close",
+            *(["Upgrade: websocket"] if upgrades else []),
+            # A server that does not change the protocol takes no second request either.
+            f"Connection: {'Upgrade, ' if upgrades else ''}close",
         ]
+        first = "".join(f"{line}\r\n" for line in [*head, ""]).encode("latin-1")
+        if upgrades:
+            self._buffer[:0] = first
+            return target
         size = int(lengths[0]) if lengths else 0
-        # What is behind the body is dropped here, and in the relay ends what the server gets.
+        # What is behind the body is dropped, here and in the relay.
         body = bytes(self._buffer[:size])
         self.budget = size - len(body)
-        self._buffer[:] = "".join(f"{line}\r\n" for line in [*head, ""]).encode("latin-1") + body
+        self._buffer[:] = first + body
         return target
 
     def _check_login(self, values: list[str]) -> None:
@@ -344,6 +362,11 @@ def _values(fields: list[tuple[str, str]], wanted: str) -> list[str]:
     return [value for name, value in fields if name.lower() == wanted]
 
 
+def _tokens(fields: list[tuple[str, str]], wanted: str) -> frozenset[str]:
+    """The elements of a list of words (RFC 9110, 5.6.1)."""
+    return frozenset(word.strip() for word in ",".join(_values(fields, wanted)).lower().split(","))
+
+
 def _basic(value: str) -> bytes:
     scheme, _, encoded = value.strip().partition(" ")
     if scheme.lower() != "basic":
@@ -355,10 +378,15 @@ def _basic(value: str) -> bytes:
 
 
 def _target(text: str, answer: bytes, default_port: int | None = None) -> Endpoint:
+    """What a request has where its target stands, its bytes read as Latin-1."""
     try:
-        target = Endpoint.parse(text, default_port=default_port)
-    except ConfigError:
-        raise RequestError("it names no host and port", answer) from None
+        text = text.encode("latin-1").decode()
+        return _connectable(Endpoint.parse(text, default_port=default_port))
+    except (ConfigError, UnicodeError):
+        raise RequestError(_NO_TARGET, answer) from None
+
+
+def _connectable(target: Endpoint) -> Endpoint:
     if target.host == ANY_HOST or not target.port:
-        raise RequestError("it names no host and port", answer)
+        raise ConfigError(_NO_TARGET)
     return target

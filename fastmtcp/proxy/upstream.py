@@ -11,7 +11,7 @@ import re
 from typing import Protocol
 
 from fastmtcp.config.path import Proxy
-from fastmtcp.endpoint import Endpoint
+from fastmtcp.endpoint import Endpoint, ascii_name
 from fastmtcp.errors import PeerError
 from fastmtcp.proxy.wire import END, IPV4, IPV6, NAME, NO_LOGIN, NONE_FITS, PASSWORD
 
@@ -140,7 +140,7 @@ class Socks5:
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
-            name = host.encode("ascii")
+            name = (ascii_name(host) or host).encode()
             return bytes([5, 1, 0, NAME, len(name)]) + name + port.to_bytes(2)
         kind = IPV4 if address.version == 4 else IPV6
         return bytes([5, 1, 0, kind]) + address.packed + port.to_bytes(2)
@@ -160,7 +160,9 @@ class HttpConnect:
         self.done = False
 
     def start(self) -> bytes:
-        lines = [f"CONNECT {self._target} HTTP/1.1", f"Host: {self._target}"]
+        host, port = self._target.host, self._target.port
+        target = Endpoint(ascii_name(host) or host, port)
+        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
         if self._proxy.user:
             login = f"{self._proxy.user}:{self._proxy.password}".encode()
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(login).decode()}")

@@ -7,6 +7,7 @@ import os
 import shlex
 import ssl
 
+from fastmtcp.endpoint import ascii_name
 from fastmtcp.errors import ConfigError, PeerError
 from fastmtcp.security.link import show_fingerprint
 from fastmtcp.security.tls import Tls, reason
@@ -86,7 +87,7 @@ class ClientTls:
 
     def connect(self, host: str) -> Tls:
         """To the server called `host`, unless the settings know a better name."""
-        name = self._server_name or host
+        name = self._server_name or ascii_name(host) or _NOBODY
         return Tls(self._context, server_name=name if self._by_name else None)
 
     def check(self, tls: Tls) -> bytes:
@@ -102,6 +103,10 @@ class ClientTls:
                 "which is not the one expected; this may be a false server"
             )
         return found
+
+
+_NOBODY = "name.invalid"
+"""No certificate is for it (RFC 6761, 6.4), as none is for a name that has no form in ASCII."""
 
 
 def _context(protocol: int) -> ssl.SSLContext:

@@ -10,7 +10,7 @@ from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.wire.errors import ResetCode
 
 from tests.io.joined import Joined
-from tests.io.net import WAIT, Background, abort, data, fill, is_reset, read_all, read_exactly
+from tests.io.net import WAIT, Background, abort, data, fill, is_reset, read_all, read_exactly, turn
 
 SMALL = Limits(window_pool=2 * MIB, send_buffer=2 * MIB, max_window=1 * MIB)
 
@@ -236,7 +236,7 @@ def test_streams_that_end_leave_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("pieces", [[b"hello"], [b"he", b"llo"], [b"he", b"llo, and more"]])
-def test_what_an_application_sends_beyond_its_budget_ends_its_stream(pieces: list[bytes]) -> None:
+def test_what_an_application_sends_beyond_its_budget_is_dropped(pieces: list[bytes]) -> None:
     with Joined() as joined:
         application, relay = joined.application(budget=5)
         target = joined.target()
@@ -245,15 +245,47 @@ def test_what_an_application_sends_beyond_its_budget_ends_its_stream(pieces: lis
         got = Background(read_exactly, target, 5)
         joined.run(got)
         assert got.result() == b"hello"
-        assert len(b"".join(pieces)) > 5 or not relay.read_done
+        application.sendall(b"\r\n")
+        turn(joined.loop)
+        assert len(b"".join(pieces)) > 5 or relay._linger is None
         application.sendall(b"!")
-        ended = Background(target.recv, 1)
-        joined.run(ended)
-        assert ended.result() == b""
-        # The other direction goes on.
+        joined.until(lambda: relay._linger is not None)
+        # A server would take an end for "nobody waits for the answer any more".
+        assert not relay.read_done
         target.sendall(b"the answer")
         target.close()
         answer = Background(read_exactly, application, 10)
         joined.run(answer)
         assert answer.result() == b"the answer"
+        assert not relay.closed
+        application.sendall(b"?" * 100)
+        application.close()
         joined.until(lambda: relay.closed)
+        joined.until(joined.is_empty)
+
+
+@pytest.mark.parametrize("leaves_it_open", [False, True])
+def test_who_sends_beyond_the_budget_is_closed_when_the_answer_is_whole(
+    leaves_it_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmtcp.driver.relay._LINGER", 0.1)
+    with Joined() as joined:
+        application, relay = joined.application(budget=1)
+        target = joined.target()
+        application.sendall(b"a and more")
+        got = Background(read_exactly, target, 1)
+        joined.run(got)
+        if leaves_it_open:
+            target.sendall(b"an answer")
+            answer = Background(read_exactly, application, 9)
+            joined.run(answer)
+            # Only now: before the answer it would be taken for "nobody waits for it any more".
+            told = Background(target.recv, 1)
+            joined.run(told)
+            assert told.result() == b""
+        target.close()
+        ended = Background(application.recv, 1)
+        joined.run(ended)
+        assert ended.result() == b""
+        joined.until(lambda: relay.closed)
+        joined.until(joined.is_empty)

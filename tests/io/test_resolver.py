@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.resolver import Address, Resolver, numeric
+from fastmtcp.io.resolver import Address, Resolver, look_up, numeric
 
 from tests.io.net import WAIT, run_until, turn
 
@@ -88,10 +88,10 @@ def test_a_slow_name_does_not_hold_the_others_up(
     release = threading.Event()
     real = socket.getaddrinfo
 
-    def slow(host: str, *arguments: object, **options: object) -> object:
-        if host == "slow.invalid" and not options.get("flags"):
+    def slow(host: bytes, *arguments: object, **options: object) -> object:
+        if host == b"slow.invalid" and not options.get("flags"):
             assert release.wait(WAIT)
-            host = "localhost"
+            host = b"localhost"
         return real(host, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
@@ -120,14 +120,14 @@ def test_what_nobody_waits_for_is_not_looked_up(
     loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    asked: list[str] = []
+    asked: list[bytes] = []
     real = socket.getaddrinfo
 
-    def slow(host: str, *arguments: object, **options: object) -> object:
+    def slow(host: bytes, *arguments: object, **options: object) -> object:
         if not options.get("flags"):
             asked.append(host)
             assert release.wait(WAIT)
-            host = "localhost"
+            host = b"localhost"
         return real(host, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
@@ -167,7 +167,7 @@ def test_a_look_up_that_ends_after_the_close_harms_nobody(
     left = threading.Event()
     real = socket.getaddrinfo
 
-    def slow(host: str, *arguments: object, **options: object) -> object:
+    def slow(host: bytes, *arguments: object, **options: object) -> object:
         if options.get("flags"):
             raise socket.gaierror
         assert release.wait(WAIT)
@@ -185,3 +185,37 @@ def test_a_look_up_that_ends_after_the_close_harms_nobody(
         assert time.monotonic() < deadline
         turn(loop)
     assert answers == []
+
+
+@pytest.mark.parametrize(
+    ("host", "known", "asked"),
+    [
+        ("-a.+b", b"-a.+b", [b"-a.+b"]),
+        ("x" * 64, b"", [b"x" * 64]),
+        ("b\u00fccher.example", b"b\xc3\xbccher.example", [b"b\xc3\xbccher.example"]),
+        (
+            "b\u00fccher.example",
+            b"xn--bcher-kva.example",
+            [b"b\xc3\xbccher.example", b"xn--bcher-kva.example"],
+        ),
+        ("\ud800", b"", []),
+    ],
+)
+def test_a_name_is_asked_for_as_it_is_and_then_as_the_dns_has_it(
+    host: str, known: bytes, asked: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[object] = []
+
+    def resolve(name: object, port: int, **_more: object) -> list[object]:
+        questions.append(name)
+        if name != known:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    if known:
+        assert look_up(host, 80) == [(socket.AF_INET, ("192.0.2.1", 80))]
+    else:
+        with pytest.raises(OSError, match=r"unknown|no valid name"):
+            look_up(host, 80)
+    assert questions == asked

@@ -107,11 +107,11 @@ class TestCertificates:
         client.sock.close()
         server.sock.close()
 
-    @pytest.mark.parametrize("how", ["host", "server_name"])
+    @pytest.mark.parametrize("how", ["host", "host without a form in ASCII", "server_name"])
     def test_another_name(self, loop: Loop, files: Files, how: str) -> None:
         name = "example.com" if how == "server_name" else None
         client_tls = ClientTls(ca_file=files.certificate, server_name=name)
-        host = "127.0.0.1" if how == "server_name" else "127.0.0.2"
+        host = {"host": "127.0.0.2", "server_name": "127.0.0.1"}.get(how, "stra\u00dfe.example")
         client, server = shake(loop, client_tls, files.server(), host=host)
         (error,) = client.errors
         assert "certificate is not accepted" in str(error)

@@ -143,6 +143,18 @@ def test_http(said: bytes, target: str, step: int) -> None:
         ("GET HTTP://Example.com:8080 HTTP/1.1", "example.com:8080", "GET / HTTP/1.1"),
         ("HEAD http://[::1]?q HTTP/1.0", "[::1]:80", "HEAD /?q HTTP/1.0"),
         ("OPTIONS http://example.com HTTP/1.1", "example.com:80", "OPTIONS * HTTP/1.1"),
+        ("GET http://e.example:/ HTTP/1.1", "e.example:80", "GET / HTTP/1.1"),
+        ("GET http://[::1]:/ HTTP/1.1", "[::1]:80", "GET / HTTP/1.1"),
+        ("GET http://e.example/a#top HTTP/1.1", "e.example:80", "GET /a HTTP/1.1"),
+        ("GET ws://e.example/a HTTP/1.1", "e.example:80", "GET /a HTTP/1.1"),
+        # As in Latin-1; and the same bytes read as UTF-8.
+        ("GET http://e.example/\xe4 HTTP/1.1", "e.example:80", "GET /\xe4 HTTP/1.1"),
+        (
+            "GET http://e.example/\xc3\xa4?\xc3\xbc HTTP/1.1",
+            "e.example:80",
+            "GET /\xc3\xa4?\xc3\xbc HTTP/1.1",
+        ),
+        ("GET http://b\xc3\xbccher.example/ HTTP/1.1", "b\xfccher.example:80", "GET / HTTP/1.1"),
     ],
 )
 def test_http_in_absolute_form(line: str, target: str, sent: str, step: int) -> None:
@@ -154,7 +166,8 @@ def test_http_in_absolute_form(line: str, target: str, sent: str, step: int) -> 
     request, answers, error = talk(said, None, step)
     assert error is None
     assert (str(request.target), answers, request.budget) == (target, b"", 0)
-    authority = line.split()[1][7:].partition("/")[0].partition("?")[0]
+    authority = line.split(" ")[1].partition("//")[2].partition("/")[0].partition("?")[0]
+    authority = authority.removesuffix(":")
     version = line[-3:]
     assert request.rest.decode("latin-1").split("\r\n") == [
         *(sent, f"Host: {authority}", "Accept: */*", "Cookie: \u00fc=1"),
@@ -175,6 +188,53 @@ def test_of_a_body_only_what_belongs_to_it_is_passed_on(body: bytes) -> None:
     assert b"\r\nContent-Length: 8\r\n" in head
     assert rest == body[:8]
     assert request.budget == 8 - len(rest)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("before", [b"\r\n", b"\n", b"\r\n\r\n\r\n"])
+def test_empty_lines_before_a_request(before: bytes, step: int) -> None:
+    assert read(before + CONNECT, step=step) == ("example.com:443", b"")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_websocket_has_no_end(step: int) -> None:
+    said = (
+        b"GET http://example.com/chat HTTP/1.1\r\nHost: example.com\r\nUpgrade: WebSocket\r\n"
+        b"Connection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    request, _, error = talk(said, None, step)
+    assert error is None
+    assert (str(request.target), request.budget) == ("example.com:80", None)
+    assert request.rest.decode().split("\r\n") == [
+        *("GET /chat HTTP/1.1", "Host: example.com", "Sec-WebSocket-Version: 13"),
+        *("Via: 1.1 fastmtcp", "Upgrade: websocket", "Connection: Upgrade, close", "", ""),
+    ]
+
+
+def test_other_upgrades_are_not_passed_on() -> None:
+    for fields in (b"Upgrade: websocket\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n"):
+        request, _, _ = talk(b"GET http://example.com/ HTTP/1.1\r\n" + fields + b"\r\n")
+        assert b"Upgrade" not in request.rest
+        assert request.budget == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (b"[::1]", "[::1]:80"),
+        (b"::1", "[::1]:80"),
+        (b"api-.example", "api-.example:80"),
+        (b"-x.example", "-x.example:80"),
+        (b"a+b.example", "a+b.example:80"),
+        (b"host.1", "host.1:80"),
+        ("b\u00fccher.example".encode(), "b\u00fccher.example:80"),
+    ],
+)
+def test_names_that_a_look_up_takes(name: bytes, target: str) -> None:
+    socks = b"\x05\x01\x00\x05\x01\x00\x03" + bytes([len(name)]) + name + b"\x00\x50"
+    assert read(socks) == (target, b"\x05\x00")
+    place = b"[::1]" if name == b"::1" else name
+    assert read(b"CONNECT " + place + b":80 HTTP/1.1\r\n\r\n") == (target, b"")
 
 
 def test_a_tunnel_has_no_end() -> None:
@@ -202,7 +262,8 @@ def test_http_with_a_login(name: bytes, scheme: bytes) -> None:
         (b"GET http://me:pw@example.com/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
         (b"GET http://example.com:0/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
         (b"GET http://*/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
-        (b"GET http://example.com/#top HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://:80/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
+        (b"GET http://\xfc.example/ HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
         (b"OPTIONS * HTTP/1.1\r\n\r\n", 400, "this is a proxy"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n", 411, "Content-Length only"),
         (POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 411, "Content-Length only"),

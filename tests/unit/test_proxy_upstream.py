@@ -187,3 +187,16 @@ def test_anything_is_an_answer_or_a_peer_error(proxy: Proxy, pieces: list[bytes]
     with contextlib.suppress(PeerError):
         feed(talk, pieces)
     assert len(talk.rest) <= sum(map(len, pieces))
+
+
+def test_a_proxy_is_told_the_name_that_the_dns_has() -> None:
+    target = Endpoint("b\u00fccher.example", 80)
+    assert b"CONNECT xn--bcher-kva.example:80 " in conversation(HTTP, target).start()
+    socks = conversation(SOCKS, target)
+    socks.start()
+    assert socks.feed(b"\x05\x00")[4:] == b"\x15xn--bcher-kva.example\x00\x50"
+    # What has no such form goes as it is.
+    assert (
+        "CONNECT stra\u00dfe:80 ".encode()
+        in conversation(HTTP, Endpoint("stra\u00dfe", 80)).start()
+    )

@@ -86,9 +86,10 @@ def test_a_rule_is_read_and_written(text: str, written: str) -> None:
         ("[fe80::1%eth0]:80", "has a zone"),
         ("[::ffff:10.0.0.1]:80", "write 10.0.0.1"),
         ("127.1:80", "no valid IPv4 address"),
+        ("a*b.com:80", "something that is no name"),
         ("*.10.0.0.1:80", "something that is no name"),
         ("*.:80", "something that is no name"),
-        ("*.*.com:80", "no valid host name"),
+        ("*.*.com:80", "something that is no name"),
         ("exa mple.com:80", "no valid host name"),
         ("localhost:22", "write the address, as in 127.0.0.1:22"),
         ("*.localhost:22", "write the address, as in 127.0.0.1:22"),
@@ -255,3 +256,41 @@ def test_whatever_stands_there_is_a_rule_or_an_error(text: str) -> None:
     except ConfigError:
         return
     assert Rule.parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize("written", ["b\u00fccher.example", "xn--bcher-kva.example"])
+@pytest.mark.parametrize("asked", ["b\u00fccher.example", "xn--bcher-kva.example"])
+@pytest.mark.parametrize(("star", "below"), [("", ""), ("*.", "www.")])
+def test_a_rule_counts_in_both_forms_of_its_name(
+    written: str, asked: str, star: str, below: str
+) -> None:
+    rules = [Rule.parse(f"{star}{written}:443")]
+    target = Endpoint.parse(f"{below}{asked}:443")
+    assert is_possible(rules, target)
+    assert is_allowed(rules, target, "93.184.216.34")
+    assert not is_allowed(rules, target, "127.0.0.1")
+    assert not is_possible(rules, Endpoint.parse(f"{below}a{asked}:443"))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        # Their other form would be below example.com, or it: what is looked up first is not.
+        "www\u3002example.com:443",
+        "www.example\uff0ecom:443",
+        "\uff45xample.com:443",
+        "example.com\uff0e:443",
+    ],
+)
+def test_what_only_looks_like_a_listed_name_is_none(asked: str) -> None:
+    rules = [Rule.parse("*.example.com:443"), Rule.parse("example.com:443")]
+    assert not is_possible(rules, Endpoint.parse(asked))
+
+
+@pytest.mark.parametrize("asked", ["api-.example", "-x.example", "a+b.example", "host.1"])
+def test_an_odd_name_can_be_listed(asked: str) -> None:
+    target = Endpoint.parse(f"{asked}:443")
+    assert not is_possible([Rule.parse("other.example:443")], target)
+    rules = [Rule.parse(f"{asked}:443")]
+    assert is_allowed(rules, target, "93.184.216.34")
+    assert not is_allowed(rules, target, "10.0.0.1")
