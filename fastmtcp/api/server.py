@@ -25,7 +25,8 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError
-from fastmtcp.io.listener import addresses, bind
+from fastmtcp.io import resolver
+from fastmtcp.io.listener import bind, bind_those_here
 from fastmtcp.io.tcp import abort, tune
 from fastmtcp.server.service import ServerService
 from fastmtcp.server.session import ServerSession
@@ -200,17 +201,22 @@ class ServerCore(Core):
 
 
 def bind_all(endpoints: Sequence[Endpoint]) -> list[socket.socket]:
-    """Bound sockets for `endpoints`. Looks names up, which blocks.
+    """Bound sockets for those addresses of `endpoints` that this machine has. Looks names up,
+    which blocks.
 
     Raises:
         OSError: as bind(2), with the address in its text.
         StartError: the name is unknown.
     """
     bound: list[socket.socket] = []
+
+    def claim(address: resolver.Address) -> None:
+        bound.append(bind(address, shared=False))
+
     try:
         for endpoint in endpoints:
-            for address in addresses(endpoint):
-                bound.append(bind(address, shared=False))
+            for words in bind_those_here(endpoint, claim):
+                log.warning(words)
     except BaseException:
         for sock in bound:
             sock.close()

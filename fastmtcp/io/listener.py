@@ -46,6 +46,38 @@ def addresses(endpoint: Endpoint) -> list[Address]:
     return list(dict.fromkeys(address for address in found if address[0] in families))
 
 
+_NOT_HERE = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+
+
+def bind_those_here(endpoint: Endpoint, claim: Callable[[Address], None]) -> list[str]:
+    """`claim` each address of `endpoint` that this machine has. Returns what to say of the others:
+    many machines have ::1 for localhost in /etc/hosts, and no IPv6.
+
+    Raises:
+        StartError: the name is unknown.
+        OSError: as `claim`; of the last address if this machine has none of them.
+    """
+    missing: list[OSError] = []
+    left_out: list[str] = []
+    found = addresses(endpoint)
+    for address in found:
+        try:
+            claim(address)
+        except OSError as error:
+            if error.errno not in _NOT_HERE:
+                raise
+            missing.append(error)
+            if not endpoint.is_wildcard:
+                where = Endpoint(address[1][0], address[1][1])
+                left_out.append(
+                    f"not listening on {where}, an address of {endpoint.host}, "
+                    "because this machine does not have it"
+                )
+    if len(missing) == len(found):
+        raise missing[-1]
+    return left_out
+
+
 def bind(address: Address, *, shared: bool) -> socket.socket:
     """A bound socket. With `shared` all workers can bind the same port (SO_REUSEPORT, socket(7)).
 

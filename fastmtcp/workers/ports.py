@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fastmtcp.config.ingress import Place, UnixPath
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
-from fastmtcp.io.listener import addresses, bind
+from fastmtcp.io.listener import bind, bind_those_here
 from fastmtcp.io.resolver import Address
 from fastmtcp.io.unix_socket import UnixListener
 
@@ -33,6 +33,8 @@ class Ports:
         self.owners: list[int] = []
         """For each socket of a worker the index of its place."""
         self.first_port = 0
+        self.left_out: list[str] = []
+        """What is to be said of addresses that this machine does not have."""
         self._sockets: list[list[socket.socket]] = [[] for _ in range(workers)]
         self._unix: list[UnixListener] = []
         try:
@@ -41,8 +43,7 @@ class Ports:
                     self._unix.append(UnixListener(place.path))
                     self.names.append(str(place))
                 else:
-                    for address in addresses(place):
-                        self._claim(place, address)
+                    self._bind(place)
                 self.owners += [number] * (len(self.names) - len(self.owners))
         except StartError:
             self.close()
@@ -72,22 +73,20 @@ class Ports:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-    def _claim(self, endpoint: Endpoint, address: Address) -> None:
-        family, where = address
+    def _bind(self, endpoint: Endpoint) -> None:
         try:
-            probe = bind(address, shared=False)
-            try:
-                # bind(2) alone would miss another program's socket that does not listen yet.
-                probe.listen(1)
-                where = (where[0], probe.getsockname()[1], *where[2:])
-            finally:
-                probe.close()
-            for sockets in self._sockets:
-                sockets.append(bind((family, where), shared=True))
+            self.left_out += bind_those_here(endpoint, self._claim)
         except OSError as error:
-            if endpoint.is_wildcard and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                return  # a machine without IPv6
             raise _cannot_listen(str(endpoint), error) from None
+
+    def _claim(self, address: Address) -> None:
+        family, where = address
+        with bind(address, shared=False) as probe:
+            # bind(2) alone would miss another program's socket that does not listen yet.
+            probe.listen(1)
+            where = (where[0], probe.getsockname()[1], *where[2:])
+        for sockets in self._sockets:
+            sockets.append(bind((family, where), shared=True))
         self.names.append(str(Endpoint(where[0], where[1])))
         self.first_port = self.first_port or where[1]
 

@@ -120,6 +120,8 @@ class Supervisor:
         try:
             self._signals = Signals(self._loop, _STOP_SIGNALS, self._on_signal)
             self._open_control()
+            for words in self._ports.left_out:
+                log.warning(words)
             for worker in self._workers:
                 self._spawn(worker)
             self._loop.call_later(1.0, self._watch_health)

@@ -10,10 +10,13 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from fastmtcp.api.server import bind_all
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.listener import Listener, addresses, bind
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Address
+from fastmtcp.workers.ports import Ports
 
 from tests.io.net import WAIT, run_until, turn
 
@@ -33,6 +36,72 @@ class Accepted:
     def __call__(self, sock: socket.socket, peer: str) -> None:
         self.sockets.append(sock)
         self.peers.append(peer)
+
+
+HERE: Address = (socket.AF_INET, ("127.0.0.1", 0))
+GONE: Address = (socket.AF_INET6, ("2001:db8::1", 0, 0, 0))
+"""No machine has it: it is for documents."""
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Address]]:
+    """What names stand for on this machine."""
+    known: dict[str, list[Address]] = {}
+
+    def look_up(host: str | None, _port: int, _flags: int = 0) -> list[Address]:
+        return known[host or "*"]
+
+    monkeypatch.setattr("fastmtcp.io.listener.look_up", look_up)
+    return known
+
+
+class TestWhatIsHere:
+    @pytest.mark.parametrize("found", [[GONE, HERE], [HERE, GONE], [HERE]])
+    @pytest.mark.parametrize("host", ["both.example", "*"])
+    def test_it_listens_there_and_says_what_was_left_out(
+        self, names: dict[str, list[Address]], host: str, found: list[Address]
+    ) -> None:
+        names[host] = found
+        ports = Ports((Endpoint(host, 0),), 2)
+        try:
+            assert [len(ports.of(index)) for index in range(2)] == [1, 1]
+            assert {sock.getsockname()[0] for sock in ports.of(0)} == {"127.0.0.1"}
+            assert ports.names == [f"127.0.0.1:{ports.first_port}"]
+            # Nobody has asked for the IPv6 of a machine without it who has written *.
+            missing = GONE in found and host != "*"
+            assert len(ports.left_out) == missing
+            assert ("[2001:db8::1]:0, an address of both.example" in "".join(ports.left_out)) == (
+                missing
+            )
+        finally:
+            for index in range(2):
+                for sock in ports.of(index):
+                    sock.close()
+
+    @pytest.mark.parametrize("host", ["gone.example", "*"])
+    def test_nothing_there_is_an_error(self, names: dict[str, list[Address]], host: str) -> None:
+        names[host] = [GONE]
+        with pytest.raises(StartError, match=r"cannot listen on .*:0: Cannot assign"):
+            Ports((Endpoint(host, 0),), 2)
+        with pytest.raises(OSError, match="Cannot assign"):
+            bind_all((Endpoint(host, 0),))
+
+    def test_the_library(
+        self, names: dict[str, list[Address]], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        names["both.example"] = [GONE, HERE]
+        (sock,) = bind_all((Endpoint("both.example", 0),))
+        assert sock.getsockname()[0] == "127.0.0.1"
+        sock.close()
+        (record,) = caplog.records
+        assert "not listening on [2001:db8::1]:0" in record.getMessage()
+
+    def test_another_error_is_one(self, names: dict[str, list[Address]]) -> None:
+        with bind(HERE, shared=False) as taken:
+            taken.listen()
+            names["both.example"] = [(socket.AF_INET, taken.getsockname()), GONE]
+            with pytest.raises(StartError, match="in use"):
+                Ports((Endpoint("both.example", 80),), 1)
 
 
 class TestBind:
@@ -135,6 +204,8 @@ import logging, resource, socket, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from fastmtcp.io.listener import Listener, bind
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Address
+from fastmtcp.workers.ports import Ports
 
 loop = Loop()
 accepted = []
