@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,6 +22,8 @@ log = logging.getLogger("fastmtcp.paths")
 
 _FIRST_DELAY = 1.0
 _MAX_DELAY = 30.0
+_MAX_QUESTIONS = 2
+"""About one name at a time."""
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -30,6 +33,8 @@ class LocalAddress(msgspec.Struct, frozen=True):
 
     device: str
     address: str
+    index: int = 0
+    """Of the interface: one that is made anew has the old name and another number."""
 
     @property
     def is_usable(self) -> bool:
@@ -45,13 +50,15 @@ class LocalAddress(msgspec.Struct, frozen=True):
 def local_addresses() -> tuple[LocalAddress, ...]:
     """Every address of an interface that is up, loopback included, in a fixed order."""
     states = psutil.net_if_stats()
+    indexes = {name: index for index, name in socket.if_nameindex()}
     found = set()
     for device, addresses in psutil.net_if_addrs().items():
         if device not in states or not states[device].isup:
             continue
         for entry in addresses:
             if entry.family in (socket.AF_INET, socket.AF_INET6):
-                found.add(LocalAddress(device, entry.address.partition("%")[0]))
+                address = entry.address.partition("%")[0]
+                found.add(LocalAddress(device, address, indexes.get(device, 0)))
     return tuple(sorted(found, key=lambda local: (local.version, local.device, local.address)))
 
 
@@ -82,7 +89,10 @@ class Egress:
         self._locals: tuple[LocalAddress, ...] = ()
         # What each name was looked up to; None if that is not known yet.
         self._families: dict[str, frozenset[int] | None] = {}
-        self._round = 0
+        # Questions under way for each name, and those names that are to be asked for once more.
+        self._asked: Counter[str] = Counter()
+        self._again: set[str] = set()
+        self._closed = False
         self._backoff = Backoff(_FIRST_DELAY, _MAX_DELAY)
         self._retry: Timer | None = None
 
@@ -95,29 +105,42 @@ class Egress:
         self._publish()
 
     def close(self) -> None:
-        self._round += 1
+        self._closed = True
+        self._rest()
+
+    def _rest(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
+            self._retry = None
 
     def _look_up(self) -> None:
-        self._retry = None
-        self._round += 1
-        for server in self._servers:
-            if _is_spread(server):
-                host, port = server.first_hop.host, server.first_hop.port
-                self._families.setdefault(host, None)
-                answer = partial(self._on_answer, self._round, host)
-                self._resolver.resolve(host, port, answer)
+        self._rest()
+        for host in dict.fromkeys(s.first_hop.host for s in self._servers if _is_spread(s)):
+            self._families.setdefault(host, None)
+            self._ask(host)
 
-    def _on_answer(self, number: int, host: str, result: list[Address] | OSError) -> None:
-        if number != self._round:
+    def _ask(self, host: str) -> None:
+        """One question beside another, which may have gone to where nobody answers any more; but
+        each may be answered, however often the network changes meanwhile."""
+        if self._asked[host] >= _MAX_QUESTIONS:
+            self._again.add(host)
             return
+        self._asked[host] += 1
+        self._resolver.resolve(host, 0, partial(self._on_answer, host))
+
+    def _on_answer(self, host: str, result: list[Address] | OSError) -> None:
+        self._asked[host] -= 1
+        if self._closed:
+            return
+        if host in self._again:
+            self._again.discard(host)
+            self._ask(host)
         if not isinstance(result, OSError):
             self._families[host] = frozenset(
                 6 if family == socket.AF_INET6 else 4 for family, _ in result
             )
             self._publish()
-        elif self._families[host] is None and self._retry is None:
+        elif self._families[host] is None and self._retry is None and not self._asked[host]:
             log.warning("cannot look up %s: %s; trying again", host, result.strerror)
             self._retry = self._loop.call_later(self._backoff.next(), self._look_up)
 

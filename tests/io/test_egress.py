@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import psutil
@@ -11,7 +11,7 @@ import pytest
 from fastmtcp.client import egress
 from fastmtcp.client.egress import Egress, LocalAddress, local_addresses
 from fastmtcp.config.path import PathSpec
-from fastmtcp.io.loop import Loop
+from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Answer
 
 from tests.io.net import run_until, turn
@@ -155,16 +155,53 @@ def test_a_name_that_cannot_be_looked_up_is_tried_again(
     assert len(world.published[-1]) == 2
 
 
-def test_an_answer_that_comes_too_late_is_ignored(loop: Loop) -> None:
+def test_an_answer_counts_however_often_the_network_has_changed_since(loop: Loop) -> None:
     world = World(loop, "name:1")
     world.egress.refresh(LOCAL)
-    old = world.names.waiting.pop()
+    (first,) = world.names.waiting
+    for _ in range(5):
+        world.egress.refresh(LOCAL)
+    # One beside another, and no more.
+    assert len(world.names.waiting) == 2
+    world.names.waiting.remove(first)
+    first[1]([V4])
+    assert len(world.published[-1]) == 2
+    # It has changed since the second was asked: once more.
+    assert len(world.names.waiting) == 2
+    world.names.answer([V6])
+    assert world.published[-1] == ["name:1,bind=2001:db8::2,dev=eth0"]
+    assert world.names.waiting == []
+
+
+def test_an_answer_after_the_end_is_ignored(loop: Loop) -> None:
+    world = World(loop, "name:1")
     world.egress.refresh(LOCAL)
-    old[1]([V4])
-    assert world.published == []
+    world.egress.refresh(LOCAL)
+    world.egress.refresh(LOCAL)
     world.egress.close()
     world.names.answer([V4])
     assert world.published == []
+    assert world.names.waiting == []
+
+
+def test_one_timer_tries_again_however_often_the_network_changes(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    timers: list[Timer] = []
+
+    def call_later(delay: float, callback: Callable[[], None]) -> Timer:
+        timers.append(Timer(loop.now + delay, callback))
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", call_later)
+    world = World(loop, "name:1")
+    for _ in range(12):
+        world.egress.refresh(LOCAL)
+        world.names.answer(OSError(1, "Temporary failure"))
+    assert len(timers) == 12
+    assert [timer.callback is None for timer in timers] == [True] * 11 + [False]
+    world.egress.close()
+    assert timers[-1].callback is None
 
 
 def test_local_addresses_are_those_of_interfaces_that_are_up(
@@ -181,6 +218,7 @@ def test_local_addresses_are_those_of_interfaces_that_are_up(
         "gone0": [entry(v4, "10.8.0.2")],
     }
     states = {"eth0": True, "eth1": True, "off0": False}
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(2, "eth0"), (7, "eth1")])
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: interfaces)
     monkeypatch.setattr(
         psutil,
@@ -188,8 +226,8 @@ def test_local_addresses_are_those_of_interfaces_that_are_up(
         lambda: {name: SimpleNamespace(isup=up) for name, up in states.items()},
     )
     assert local_addresses() == (
-        LocalAddress("eth0", "10.0.0.2"),
-        LocalAddress("eth1", "10.1.0.2"),
-        LocalAddress("eth0", "fe80::2"),
+        LocalAddress("eth0", "10.0.0.2", 2),
+        LocalAddress("eth1", "10.1.0.2", 7),
+        LocalAddress("eth0", "fe80::2", 2),
     )
     assert [local.is_usable for local in local_addresses()] == [True, True, False]
