@@ -11,6 +11,7 @@ import msgspec
 
 from fastmtcp.client.arrivals import Arrival, Arrivals
 from fastmtcp.client.egress import Egress, LocalAddress, local_addresses
+from fastmtcp.client.pool.ways import Ways
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
@@ -72,6 +73,7 @@ class ClientService:
         self._egress = Egress(
             loop, self._resolver, config.paths, config.egress == "auto", self._on_paths
         )
+        self._default = Ways()
         self._network = NetworkWatch(loop, self._on_network)
         self._retired: set[ClientSession] = set()
         self._quiet: list[Stream] = []
@@ -247,10 +249,14 @@ class ClientService:
         before, self._local = self._local, local_addresses()
         if not routes and self._local == before:
             return
-        lost = {local.address for local in before} - {local.address for local in self._local}
-        self._egress.refresh(self._local)
+        # By interface: what is bound to one that was made anew with the same address is dead.
+        old, new = set(before), set(self._local)
+        lost = {local.address for local in old - new} - {local.address for local in old & new}
+        devices = {local.index for local in old ^ new}
+        if self._default.have_changed() or old != new:
+            self._egress.refresh(self._local)
         for session in self._sessions():
-            session.pool.network_changed(lost)
+            session.pool.network_changed(lost, devices)
 
     # --- once in a while ------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Question, Resolver, numeric
 from fastmtcp.io.tcp import abort, read_urgent_in_line
+from fastmtcp.io.tcp import local_address
 
 Connected = Callable[[socket.socket], None]
 Failed = Callable[[OSError, bool], None]
@@ -135,6 +136,11 @@ class Dial:
         self._attempt: Timer | None = None
         self._question: Question | None = None
         self._question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
+
+    @property
+    def local_address(self) -> str:
+        """The address that it connects from now; empty while it does not."""
+        return local_address(self._sock) if self._sock is not None else ""
 
     def cancel(self) -> None:
         """Forget the attempt."""

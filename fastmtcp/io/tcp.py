@@ -18,6 +18,22 @@ _ABORT = struct.pack("ii", 1, 0)
 _LINGER_OFF = struct.pack("ii", 0, 0)
 
 
+def local_address(sock: socket.socket) -> str:
+    """The IP address of its end on this machine, without a zone; empty if it has none."""
+    try:
+        return str(sock.getsockname()[0]).partition("%")[0]
+    except OSError:
+        return ""
+
+
+def remote_address(sock: socket.socket) -> str:
+    """The IP address of its other end, without a zone; empty if it has none."""
+    try:
+        return str(sock.getpeername()[0]).partition("%")[0]
+    except OSError:
+        return ""
+
+
 def tune(sock: socket.socket) -> None:
     """Small frames leave at once. Buffer sizes stay untouched: setting one turns the kernel's
     auto-tuning off."""

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 from fastmtcp.client.pool import attempt as attempt_module
+from fastmtcp.client.pool import pool as pool_module
 from fastmtcp.client.pool import slot as slot_module
+from fastmtcp.client.pool import ways as ways_module
 from fastmtcp.client.pool.express import Express
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
@@ -23,9 +25,11 @@ from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import State
+from fastmtcp.errors import PeerError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.netlink import Route
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.certificates import ClientTls
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
@@ -56,6 +60,25 @@ class NoHandoff:
 
     def send(self, owner: int, sock: socket.socket, peer: str, tls: bool, until: float) -> bool:
         return False
+
+
+class Way:
+    """The way to all servers, as the kernel tells it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._gateway = 1
+        monkeypatch.setattr(ways_module, "route_to", self._route_to)
+
+    def change(self) -> None:
+        self._gateway += 1
+
+    def _route_to(self, _host: str, _source: str | None, _device: str | None) -> Route:
+        return Route(1, bytes([self._gateway]), b"")
+
+
+@pytest.fixture
+def way(monkeypatch: pytest.MonkeyPatch) -> Way:
+    return Way(monkeypatch)
 
 
 class World:
@@ -285,7 +308,7 @@ def test_nobody_answers_and_later_somebody_does(world: World, caplog: Logs) -> N
         world.until(lambda: client.pool.paths[0].slots[0]._backoff.failures >= 3)
         # The others leave it to the first to find out.
         for path in client.pool.paths:
-            assert not any(slot._attempt or slot._timer for slot in path.slots[1:])
+            assert not any(slot._attempts or slot._timer for slot in path.slots[1:])
     # Once each, whatever the number of attempts.
     assert said(caplog, "down: connection refused; trying again") == 2
     server, (port,) = world.server()
@@ -416,7 +439,7 @@ def test_an_address_that_is_gone_takes_its_subflows_along(world: World, caplog: 
 
 
 def test_a_change_of_the_network_ends_the_pause(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slot_module, "pause", lambda backoff, urgent: 3600.0)
     with refusing_port() as port:
@@ -424,12 +447,116 @@ def test_a_change_of_the_network_ends_the_pause(
         (path,) = client.pool.paths
         world.until(lambda: path.is_up is False)
         turn(world.loop, 20)
-        assert path.slots[0]._attempt is None
+        assert not path.slots[0]._attempts
     listener = bind((socket.AF_INET, ("127.0.0.1", port)), shared=False)
     config = ServerConfig(target=Endpoint(*world.target.getsockname()))
     world.servers.append(ServerService(world.loop, config, CLIENTS, 0, [listener], NoHandoff()))
+    # What concerns others is none to us.
+    client.pool.network_changed({"192.0.2.77"})
+    assert path.slots[0]._timer is not None
+    assert path.slots[0]._timer.when > world.loop.now + 3000
+    way.change()
     client.pool.network_changed(frozenset())
     client.until_up(2)
+
+
+def test_changes_without_end_keep_no_connect_from_its_end(
+    world: World, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_STALE", 0.0)
+    with silent_port() as port:
+        client = world.client(port, connections=1, express=False)
+        (slot,) = client.pool.paths[0].slots
+        world.until(lambda: slot._attempts)
+        (first,) = slot._attempts
+        for number in range(5):
+            # What concerns others is none to us.
+            client.pool.network_changed({"192.0.2.77"})
+            turn(world.loop)
+            assert len(slot._attempts) == (1 if number == 0 else 2)
+            way.change()
+            client.pool.network_changed(frozenset())
+            turn(world.loop)
+            assert slot._attempts[0] is first
+            assert len(slot._attempts) == 2
+        # What comes from an address that is gone is dead.
+        client.pool.network_changed({"127.0.0.1"})
+        turn(world.loop)
+        assert first not in slot._attempts
+        assert len(slot._attempts) == 1
+        (attempt,) = slot._attempts
+        attempt.cancel()
+        slot._on_failed(attempt, PeerError("the test"))
+        assert not slot._attempts
+        assert slot._backoff.failures == 1
+
+
+def test_the_first_attempt_that_is_up_wins(world: World) -> None:
+    server, (port,) = world.server()
+    client = world.client(port, connections=1, express=False)
+    (slot,) = client.pool.paths[0].slots
+    slot._rest()
+    for _ in range(3):
+        slot._dial()
+    assert len(slot._attempts) == 2
+    client.until_up(1)
+    assert not slot._attempts
+    assert slot._timer is None
+    turn(world.loop, 20)
+    assert len(client.session.session.subflows) == 1
+    world.until(lambda: len(server.sessions[0].session.subflows) == 1)
+
+
+def test_a_new_way_is_tried_with_one_fresh_subflow(world: World, way: Way, caplog: Logs) -> None:
+    _, (port,) = world.server()
+    client = world.client(port, connections=3, express=False)
+    client.until_up(3)
+    (path,) = client.pool.paths
+    old = path.live()
+    client.pool.network_changed({"192.0.2.77"})
+    turn(world.loop, 20)
+    assert path.live() == old
+    way.change()
+    client.pool.network_changed(frozenset())
+    turn(world.loop, 1)
+    world.until(lambda: path.slots[0].subflow not in (None, old[0]))
+    assert old[0].closed
+    # They come from the address that the new way has, too: they may be as good.
+    assert path.live()[1:] == old[1:]
+    path.slots[2].local_address = "127.0.0.9"
+    way.change()
+    client.pool.network_changed(frozenset())
+    world.until(lambda: old[2].closed)
+    client.until_up(3)
+    assert path.slots[1].subflow is old[1]
+    assert path.reconnects == 1
+    assert said(caplog, "lost: the way to the server has changed; 2 left") == 1
+
+
+def test_a_fresh_subflow_that_fails_costs_nothing(world: World, way: Way) -> None:
+    _, (port,) = world.server()
+    client = world.client(port, connections=1, express=False)
+    client.until_up(1)
+    (slot,) = client.pool.paths[0].slots
+    old = slot.subflow
+    way.change()
+    client.pool.network_changed(frozenset())
+    world.until(lambda: slot._attempts)
+    (attempt,) = slot._attempts
+    attempt.cancel()
+    slot._on_failed(attempt, PeerError("the test"))
+    turn(world.loop, 20)
+    assert slot.subflow is old
+    assert client.pool.trouble == ""
+    # The old one ends while the fresh one is on its way.
+    way.change()
+    client.pool.network_changed(frozenset())
+    world.until(lambda: slot._attempts)
+    assert old is not None
+    client.session.driver.lost(old, "the test")
+    assert len(slot._attempts) == 1
+    assert slot._timer is None
+    client.until_up(1)
 
 
 def test_while_a_stream_waits_a_silent_attempt_is_soon_given_up(
@@ -483,5 +610,5 @@ def test_a_stopped_pool_dials_no_more(world: World) -> None:
     client.pool.set_target(client.pool.paths[0], 5)
     client.pool.set_paths([])
     turn(world.loop, 20)
-    assert not any(slot.is_up or slot._attempt or slot._timer for slot in slots)
+    assert not any(slot.is_up or slot._attempts or slot._timer for slot in slots)
     assert len(client.pool.paths[0].slots) == 2

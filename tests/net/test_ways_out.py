@@ -324,3 +324,57 @@ def test_a_backup_carries_data_only_while_nothing_else_works(net: Net, up: bool)
     eventually(lambda: net.used().get("10.1.0.2", 0) >= 2, "both are there again")
     Transfer(net.client, net.server, up=up, size=size, rate=1e9).check()
     assert net.carried()["10.2.0.2"][way] - used < FEW
+
+
+@pytest.mark.parametrize("egress", ["off", "auto"])
+def test_an_interface_made_anew_with_the_same_address(net: Net, egress: str) -> None:
+    """As ppp, wwan and wg do: what is bound to the old one is dead, and nothing else tells so."""
+    net.client.ip("link", "del", "up2")
+    bound = ",dev=up1" if egress == "off" else ""
+    client = net.start("--server", f"{SERVER}:7700,connections=4{bound}", "--egress", egress)
+    transfer = Transfer(net.client, net.server, up=True)
+    eventually(lambda: transfer.received > 2_000_000, "the transfer is under way")
+    # At once, so that nobody sees the machine without it.
+    net.client.ip("link", "set", "up1", "name", "old1")
+    net.client.ip("link", "set", "old1", "netns", net.server.pid)
+    net.server.ip("link", "del", "old1")
+    net.add_line(1)
+    client.wait_for("subflow to .* lost: this machine lost the address 10.1.0.2; 0 left")
+    transfer.check()
+    eventually(lambda: net.used() == {"10.1.0.2": 5}, "the server has lost the old ones too")
+    assert not client.lines("session ended")
+
+
+def test_routes_that_lead_elsewhere_concern_nobody(net: Net) -> None:
+    client = net.start("--server", f"{SERVER}:7700,connections=2", "--server", "10.1.0.1:7799")
+    client.wait_for("7799: down")
+    eventually(lambda: _refusals(net) >= 5, "the pauses between two attempts have become long")
+    before = net.used()
+    asked = _refusals(net)
+    for number in range(30):
+        net.client.ip("route", "replace", f"10.200.{number}.0/24", "via", "10.1.0.1")
+        net.client.ip("address", "add", f"10.201.{number}.1/32", "dev", "lo")
+    assert net.used() == before
+    # Each change that was taken for ours began with the shortest pause again.
+    assert _refusals(net) - asked <= 3
+
+
+def _refusals(net: Net) -> int:
+    """How many connections the server's kernel has refused."""
+    fields, values = net.server.run("nstat", "-asz", "TcpOutRsts").splitlines()[-1].split()[:2]
+    assert fields == "TcpOutRsts"
+    return int(values)
+
+
+def test_the_route_to_the_server_moves_to_another_interface(net: Net) -> None:
+    """The addresses are all still there: what comes from the old one goes out on the new line."""
+    net.silence(net.server, "iifname", "down2", "ip", "saddr", "10.1.0.0/24")
+    client = net.start("--server", f"{SERVER}:7700,connections=4")
+    transfer = Transfer(net.client, net.server, up=True)
+    eventually(lambda: transfer.received > 2_000_000, "the transfer is under way")
+    assert net.used() == {"10.1.0.2": 5}
+    net.client.ip("route", "del", f"{SERVER}/32", "metric", 1)
+    client.wait_for("subflow to .* lost: the way to the server has changed", 4)
+    transfer.check()
+    eventually(lambda: net.used().get("10.2.0.2") == 5, "all go the new way")
+    assert not client.lines("session ended")

@@ -12,7 +12,7 @@ from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial, WayOut
 from fastmtcp.io.loop import ERR, HUP, RDHUP
-from fastmtcp.io.tcp import tune_subflow
+from fastmtcp.io.tcp import local_address, tune_subflow
 from fastmtcp.proxy.tunnel import Tunnel
 from fastmtcp.proxy.upstream import conversation
 from fastmtcp.security.handshake import ClientHandshake
@@ -49,6 +49,7 @@ class Attempt:
         self._failed = failed
         self._sock: socket.socket | None = None
         self._early = b""
+        self._local_address = ""
         self._step: Dial | Tunnel | ClientSocketHandshake | None = Dial(
             connector.loop,
             connector.resolver,
@@ -60,6 +61,11 @@ class Attempt:
             way_out=WayOut(spec.bind, spec.dev),
             patience=URGENT_PATIENCE if connector.is_urgent else None,
         )
+
+    @property
+    def local_address(self) -> str:
+        """Where on this machine it comes from; empty before it connects."""
+        return self._step.local_address if isinstance(self._step, Dial) else self._local_address
 
     @property
     def is_connecting(self) -> bool:
@@ -95,6 +101,7 @@ class Attempt:
         self._connector.creation.leave(self)
 
     def _on_dialled(self, sock: socket.socket) -> None:
+        self._local_address = local_address(sock)
         self._step = None
         via = self.spec.via
         if via is None:

@@ -68,6 +68,10 @@ class Connector:
         self._next_subflow += 1
         return self._next_subflow - 1
 
+    def drop(self, subflow: SubflowSocket, reason: str) -> None:
+        """Close a subflow; what it carried goes over the others."""
+        self._driver.lost(subflow, reason)
+
     def attach(
         self,
         sock: socket.socket,

@@ -54,6 +54,9 @@ class Express:
     def on_up(self, _slot: Slot, handshake: ClientHandshake) -> None:
         self._owner.on_up(handshake.grant)
 
+    def on_renewed(self, _slot: Slot) -> None:
+        raise AssertionError("the slots of its path find the new way")
+
     def on_failed(self, _slot: Slot, error: PeerError) -> None:
         # The path that it was to go to had a subflow in the session.
         if is_unknown_session(error) and self._owner.is_forgotten(joined=True):

@@ -8,6 +8,7 @@ from typing import Protocol
 from fastmtcp.client.pool.connector import Connector
 from fastmtcp.client.pool.size import PoolSize
 from fastmtcp.client.pool.slot import Slot
+from fastmtcp.client.pool.ways import Ways
 from fastmtcp.config.connections import Connections
 from fastmtcp.config.path import PathSpec
 from fastmtcp.driver.subflow import SubflowSocket
@@ -25,6 +26,9 @@ class PathOwner(Protocol):
 
     def on_up(self, grant: Grant | None) -> None:
         """A subflow is in the session. The first one, with the grant, has made it."""
+
+    def on_renewed(self, path: PoolPath, slot: Slot) -> None:
+        """`slot` has found the new way of `path`."""
 
     def on_failed(self, error: PeerError) -> None:
         """An attempt of a path has failed."""
@@ -53,6 +57,7 @@ class PoolPath:
         """Why the path is down; empty while it is not."""
         self.reconnects = 0
         """Subflows that were lost, each of which is replaced."""
+        self.ways = Ways(spec)
         self.joined = False
         """A subflow of this path has been in the session."""
         self._connector = connector
@@ -92,6 +97,13 @@ class PoolPath:
         for slot in self.slots:
             slot.stop()
 
+    def renew(self, stale_after: float) -> None:
+        """The way to the server is another one now: try one fresh subflow on it."""
+        for slot in self.slots:
+            if slot.is_up:
+                slot.renew(stale_after)
+                return
+
     def live(self) -> list[SubflowSocket]:
         """The subflows that are up."""
         return [slot.subflow for slot in self.slots if slot.subflow is not None]
@@ -101,14 +113,18 @@ class PoolPath:
     def spec_for(self, slot: Slot) -> PathSpec | None:
         return self.spec if self._may_dial(slot) else None
 
-    def on_up(self, _slot: Slot, handshake: ClientHandshake) -> None:
+    def on_up(self, slot: Slot, handshake: ClientHandshake) -> None:
         self.joined = True
+        self.ways.note(slot.remote_address)
         self.trouble = ""
         if not self.is_up:
             self.is_up = True
             log.info("path %s: up", self.spec.label)
             self.wake()
         self._owner.on_up(handshake.grant)
+
+    def on_renewed(self, slot: Slot) -> None:
+        self._owner.on_renewed(self, slot)
 
     def on_failed(self, _slot: Slot, error: PeerError) -> None:
         reason = str(error) or type(error).__name__

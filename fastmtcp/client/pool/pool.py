@@ -169,18 +169,24 @@ class Pool:
         """Authenticate with these from now on; the subflows that are up stay."""
         self._connector.credentials = credentials
 
-    def network_changed(self, lost: Set[str]) -> None:
-        """The network of this machine has changed and does not have the addresses `lost` any
-        more: what used those is dead, and whatever waits dials at once."""
-        for slot in self._slots():
-            if slot.subflow is not None and slot.local_address in lost:
-                # TCP would not notice before its time-out.
-                reason = f"this machine lost the address {slot.local_address}"
-                self._driver.lost(slot.subflow, reason)
+    def network_changed(self, lost: Set[str], devices: Set[int] = frozenset()) -> None:
+        """The network of this machine has changed. It does not have the addresses `lost` any more:
+        what used those is dead. Addresses of the interfaces `devices` have come or gone.
+
+        If this concerns us, whatever waits dials at once, and where the way to the server is
+        another one a fresh subflow finds out whether it works.
+        """
+        moved = [path for path in self.paths if path.ways.have_changed(devices)]
+        # All of them, whether one is or not.
+        gone = [slot for slot in self._slots() if slot.leave(lost)]
+        if not (moved or gone):
+            return
         for slot in self._slots():
             slot.hurry(_STALE)
         for path in self.paths:
             path.size.retry(self._loop.now)
+        for path in moved:
+            path.renew(_STALE)
 
     def nudge(self) -> None:
         """An application waits: if no subflow is up, see at once whether one can be."""
@@ -213,6 +219,17 @@ class Pool:
         if self.express is not None:
             self.express.wake()
         self._on_change()
+
+    def on_renewed(self, path: PoolPath, slot: Slot) -> None:
+        """There is a new way to the server: what comes from another address than the fresh subflow
+        still goes the old one, or with an address that is wrong on the new one."""
+        others = list(path.slots)
+        if self.express is not None and self.express.path is path:
+            others.append(self.express.slot)
+        for other in others:
+            if other.subflow is not None and other.local_address != slot.local_address:
+                self._connector.drop(other.subflow, "the way to the server has changed")
+                other.hurry(_STALE)
 
     def on_failed(self, error: PeerError) -> None:
         """An attempt of a path has failed."""

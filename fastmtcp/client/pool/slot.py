@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+from collections.abc import Set
 from functools import partial
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.loop import Timer
+from fastmtcp.io.tcp import local_address, remote_address
 from fastmtcp.security.handshake import ClientHandshake
 from fastmtcp.security.handshake_socket import SupersededError
 from fastmtcp.security.tls import Tls
@@ -26,6 +28,8 @@ FIRST_DELAY = 0.2
 MAX_DELAY = 30.0
 URGENT_DELAY = 1.0
 """The longest delay while streams wait and no subflow is left."""
+
+_MAX_ATTEMPTS = 2
 
 LASTING = 10.0
 """A subflow that lived this long, in seconds, was no failed attempt: dial again at once."""
@@ -47,6 +51,9 @@ class SlotOwner(Protocol):
     def on_up(self, slot: Slot, handshake: ClientHandshake) -> None:
         """`slot` has a subflow in the session."""
 
+    def on_renewed(self, slot: Slot) -> None:
+        """`slot` has a fresh subflow in place of the one that it had."""
+
     def on_failed(self, slot: Slot, error: PeerError) -> None:
         """An attempt of `slot` has failed."""
 
@@ -57,7 +64,9 @@ class SlotOwner(Protocol):
 class Slot:
     """Connects, authenticates and attaches a subflow, again whenever that is lost.
 
-    It is resting (nothing to do until woken), waiting (a timer), trying (an attempt) or up.
+    It is resting (nothing to do until woken), waiting (a timer), trying (an attempt) or up. An
+    attempt that has its time left is never given up for a new one, which begins beside it: the
+    first that is up wins. So a second one replaces a subflow, too, when that may be dead.
     """
 
     def __init__(self, connector: Connector, owner: SlotOwner, role: Role, index: int) -> None:
@@ -66,6 +75,8 @@ class Slot:
         self.subflow: SubflowSocket | None = None
         self.local_address = ""
         """The subflow's address on this machine."""
+        self.remote_address = ""
+        """Where it leads: to the server, or to a proxy."""
         self.stopped = False
         """It dials no more."""
         self._connector = connector
@@ -73,7 +84,7 @@ class Slot:
         self._loop = connector.loop
         self._address_at = index
         self._backoff = Backoff(FIRST_DELAY, MAX_DELAY, at_once=True)
-        self._attempt: Attempt | None = None
+        self._attempts: list[Attempt] = []
         self._timer: Timer | None = None
         self._up_at = 0.0
 
@@ -87,31 +98,40 @@ class Slot:
         """Dial in this slot's turn, unless that is under way."""
         if self._timer is not None and not self._backoff.failures:
             return
-        if not self.stopped and self.subflow is None and self._attempt is None:
+        if not self.stopped and self.subflow is None and not self._attempts:
             self._backoff.reset()
             self._dial_at(self._connector.turn())
 
     def hurry(self, stale_after: float) -> None:
-        """Something has changed: dial now if this slot waits, or if its connection has been
-        silent for `stale_after` seconds (its SYN may have gone to where nothing is any more)."""
-        if self.stopped or self.subflow is not None:
-            return
-        attempt = self._attempt
-        if attempt is not None:
-            if not attempt.is_connecting or self._loop.now - attempt.started_at < stale_after:
-                return
-            attempt.cancel()
-            self._attempt = None
-        self._backoff.reset()
-        self._dial_at(self._loop.now)
+        """Something has changed: dial now if this slot waits, and also if its last connection has
+        been silent for `stale_after` seconds (its SYN may have gone to where nothing is any
+        more)."""
+        if not self.stopped and self.subflow is None and self._may_begin(stale_after):
+            self._backoff.reset()
+            self._dial_at(self._loop.now)
+
+    def renew(self, stale_after: float) -> None:
+        """The subflow may be dead: try a fresh one at once, which then takes its place."""
+        if not self.stopped and self.subflow is not None and self._may_begin(stale_after):
+            self._dial_at(self._loop.now)
+
+    def leave(self, lost: Set[str]) -> bool:
+        """This machine does not have the addresses `lost` any more: what comes from them is dead,
+        and TCP would not notice before its time-out. True if anything did."""
+        dead = [attempt for attempt in self._attempts if attempt.local_address in lost]
+        for attempt in dead:
+            self._give_up(attempt)
+        subflow = self.subflow
+        if subflow is not None and self.local_address in lost:
+            self._connector.drop(subflow, f"this machine lost the address {self.local_address}")
+            return True
+        return bool(dead)
 
     def stop(self) -> None:
         """Dial no more. The subflow, if there is one, stays."""
         self.stopped = True
         self._rest()
-        if self._attempt is not None:
-            self._attempt.cancel()
-            self._attempt = None
+        self._give_up(*self._attempts)
 
     def release(self) -> SubflowSocket | None:
         """Stop and give the subflow away: whatever happens to it is no matter of this slot."""
@@ -120,6 +140,25 @@ class Slot:
         if subflow is not None:
             subflow.on_lost = None
         return subflow
+
+    def _may_begin(self, stale_after: float) -> bool:
+        """Make room for a new attempt, if it is time for one."""
+        if not self._attempts:
+            return True
+        last = self._attempts[-1]
+        if self._loop.now - last.started_at < stale_after or not all(
+            attempt.is_connecting for attempt in self._attempts
+        ):
+            return False
+        if len(self._attempts) == _MAX_ATTEMPTS:
+            # The older one is left alone: changes without end must not keep it from its end.
+            self._give_up(last)
+        return True
+
+    def _give_up(self, *attempts: Attempt) -> None:
+        for attempt in attempts:
+            self._attempts.remove(attempt)
+            attempt.cancel()
 
     def _rest(self) -> None:
         if self._timer is not None:
@@ -132,18 +171,21 @@ class Slot:
 
     def _dial(self) -> None:
         self._timer = None
-        if self.stopped or self.subflow is not None or self._attempt is not None:
+        if self.stopped or len(self._attempts) == _MAX_ATTEMPTS:
             return
         spec = self._owner.spec_for(self)
         if spec is None:
             return
-        self._attempt = Attempt(
-            self._connector,
-            spec,
-            self.role,
-            self._on_done,
-            self._on_failed,
-            first=self._address_at,
+        self._attempts.append(
+            Attempt(
+                self._connector,
+                spec,
+                self.role,
+                self._on_done,
+                self._on_failed,
+                # Another address than that of the attempt beside it.
+                first=self._address_at + len(self._attempts),
+            )
         )
 
     def _again(self) -> None:
@@ -154,22 +196,33 @@ class Slot:
     def _on_done(
         self, attempt: Attempt, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake
     ) -> None:
-        self._attempt = None
-        self.local_address = sock.getsockname()[0].partition("%")[0]
+        self._attempts.remove(attempt)
+        self._give_up(*self._attempts)
+        self._rest()
+        local, remote = local_address(sock), remote_address(sock)
         label = attempt.spec.label
         lost = partial(self._on_lost, label)
         attached = self._connector.attach(sock, tls, handshake, label, lost)
         if attached is None:
-            self._again()
+            if self.subflow is None:
+                self._again()
             return
         if attached.closed:
             return  # it was lost with its first bytes, and _on_lost has been called
-        self.subflow = attached
+        old, self.subflow = self.subflow, attached
+        self.local_address, self.remote_address = local, remote
         self._up_at = self._loop.now
+        if old is not None:
+            old.on_lost = None
+            self._connector.drop(old, "another one has replaced it")
+            self._owner.on_renewed(self)
+            return
         self._owner.on_up(self, handshake)
 
-    def _on_failed(self, _attempt: Attempt, error: PeerError) -> None:
-        self._attempt = None
+    def _on_failed(self, attempt: Attempt, error: PeerError) -> None:
+        self._attempts.remove(attempt)
+        if self._attempts or self.subflow is not None:
+            return  # what is beside it goes on
         if isinstance(error, SupersededError):
             self._dial_at(self._loop.now)
             return
@@ -185,5 +238,5 @@ class Slot:
         if not self.stopped:
             log.info("subflow to %s lost: %s; %d left", label, reason, self._connector.live)
         self._owner.on_lost(self, reason)
-        if not self.stopped:
+        if not (self.stopped or self._attempts):
             self._again()
