@@ -6,6 +6,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from fastmtcp.endpoint import Endpoint
 
@@ -22,18 +24,37 @@ TARGET = Endpoint("127.0.0.1", 5201)
 APPLICATION = (sys.executable, "-m", "perf.transfer")
 
 
+class Forwarder(NamedTuple):
+    """A running fastmtcp: how it was set up, and its two programs."""
+
+    made: Setup
+    server: Process
+    client: Process
+
+
 @contextlib.contextmanager
 def forwarder(
-    names: Network, setup: str, target: Endpoint, connections: int, paths: Sequence[str] = ()
-) -> Iterator[Setup]:
-    """fastmtcp-server and -client, one in each namespace; the rest is as in Setup."""
-    with set_up(setup, server_endpoint(), target) as made:
-        client = made.client(ENTRY, connections, paths)
-        with (
-            running("fastmtcp-server", [*Network.inside(names.server), *made.server]),
-            running("fastmtcp-client", [*Network.inside(names.client), *client]),
-        ):
-            yield made
+    names: Network,
+    setup: str,
+    target: Endpoint,
+    connections: int,
+    paths: Sequence[str] = (),
+    logs: Path | None = None,
+) -> Iterator[Forwarder]:
+    """fastmtcp-server and -client, one in each namespace; the rest is as in Setup.
+
+    What the two log goes into `server.log` and `client.log` in the folder `logs`.
+    """
+    with set_up(setup, server_endpoint(), target) as made, contextlib.ExitStack() as stack:
+
+        def begin(side: str, namespace: str, command: Sequence[str]) -> Process:
+            log = logs / f"{side}.log" if logs else None
+            inside = [*Network.inside(namespace), *command]
+            return stack.enter_context(running(f"fastmtcp-{side}", inside, log=log))
+
+        server = begin("server", names.server, made.server)
+        client = begin("client", names.client, made.client(ENTRY, connections, paths))
+        yield Forwarder(made, server, client)
 
 
 def application(names: Network, role: str, at_server: bool, *arguments: str) -> Process:

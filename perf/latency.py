@@ -28,6 +28,7 @@ from perf.network import (
     wan_option,
 )
 from perf.processes import BenchmarkError, Process, running
+from perf.resets import reset, subflow_ports
 from perf.results import Run, median_of
 from perf.setups import QUICK_START
 
@@ -65,9 +66,14 @@ def first_byte(rtt: str, count: int, repeat: int, setup: str, wan: str | None) -
         echo = [*Network.inside(names.server), *APPLICATION, "echo", "--listen", str(target)]
         with (
             running("echo", echo),
-            forwarder(names, setup, TARGET, CONNECTIONS) as made,
+            forwarder(names, setup, TARGET, CONNECTIONS) as forwarding,
         ):
-            library = ("ask-library", "--connect", str(server_endpoint()), *made.credentials)
+            library = (
+                "ask-library",
+                "--connect",
+                str(server_endpoint()),
+                *forwarding.made.credentials,
+            )
             if setup != QUICK_START:
                 library += ("--connections", str(CONNECTIONS))
             askers = {
@@ -171,10 +177,10 @@ def _reset_subflows(names: Network, transfer: Process, every: float) -> int:
     count = 0
     deadline = time.monotonic() + SETTLE
     while not _ended_by(transfer, deadline):
-        ports = _subflow_ports(names)
+        ports = subflow_ports(names)
         if ports:
             # In turns at the client's end and at the server's.
-            _reset(names, chance.choice(ports), at_server=count % 2 == 1)
+            reset(names, chance.choice(ports), at_server=count % 2 == 1)
             count += 1
         deadline = max(deadline + every, time.monotonic())
     if not count:
@@ -188,31 +194,6 @@ def _ended_by(process: Process, deadline: float) -> bool:
         process.popen.wait(max(0.0, deadline - time.monotonic()))
         return True
     return False
-
-
-def _subflow_ports(names: Network) -> list[int]:
-    server = server_endpoint()
-    command = ["ss", "-Htn", "state", "established", "dst", str(server)]
-    done = subprocess.run(
-        [*Network.inside(names.client), *command], capture_output=True, text=True, check=True
-    )
-    return sorted(int(line.split()[2].rpartition(":")[2]) for line in done.stdout.splitlines())
-
-
-def _reset(names: Network, port: int, *, at_server: bool) -> None:
-    """Kill one TCP connection with a RST (ss -K, ss(8)). Raises BenchmarkError if it lives on."""
-    server = server_endpoint()
-    ends = ["src", str(server), "dport", "=", f":{port}"] if at_server else [
-        "dst", str(server), "sport", "=", f":{port}"
-    ]  # fmt: skip
-    namespace = names.server if at_server else names.client
-    subprocess.run(
-        [*Network.inside(namespace), "ss", "-K", *ends], capture_output=True, check=False
-    )
-    if port in _subflow_ports(names) and not at_server:
-        raise BenchmarkError(
-            "ss -K reset nothing: this kernel lacks CONFIG_INET_DIAG_DESTROY; use another kernel"
-        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import psutil
 
 from perf import chains, results, tools
 from perf.command import repeat_option, start
-from perf.processes import SAMPLE_EVERY, Meter, Process, pss_of, running
+from perf.processes import SAMPLE_EVERY, Meter, Process, memory_of, pss_of, running
 from perf.results import Run, median_of
 from perf.setups import PLAIN, QUICK_START
 from perf.transfer import CHUNK, ECHO, SEND, STALL, TAKE
@@ -47,13 +47,6 @@ def sizes_of(root: int) -> list[int]:
     return [pss_of(pid) for pid in (root, *(child.pid for child in children))]
 
 
-def own_of(root: int) -> int:
-    """Bytes that only a process and its children have: PSS changes with whoever else runs the same
-    Python."""
-    family = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    return sum(int(process.memory_full_info().uss) for process in family)
-
-
 def measure_growth(name: str, open_chain: chains.OpenChain, count: int, size: int) -> Run:
     """Memory of both sides together: PSS idle, what each of `count` idle connections adds, and PSS
     after transfers of `size` bytes, one each way."""
@@ -77,13 +70,13 @@ def measure_growth(name: str, open_chain: chains.OpenChain, count: int, size: in
 
         # Not waits for something: it is idleness itself that is measured.
         time.sleep(SETTLE)
-        idle = sum(sum(sizes_of(pid)) for pid in chain.pids)
+        idle = sum(memory_of(pid).pss for pid in chain.pids)
         # The first ones bring what all have in common.
         hold(WARM_UP)
-        before = sum(own_of(pid) for pid in chain.pids)
+        before = sum(memory_of(pid).own for pid in chain.pids)
         hold(count)
         time.sleep(SETTLE)
-        each = (sum(own_of(pid) for pid in chain.pids) - before) / count
+        each = (sum(memory_of(pid).own for pid in chain.pids) - before) / count
         held.close()
         for kind in (TAKE, SEND):
             with connect(kind) as sock:
@@ -94,7 +87,7 @@ def measure_growth(name: str, open_chain: chains.OpenChain, count: int, size: in
                 while left > 0 and (got := len(sock.recv(CHUNK))):
                     left -= got
         time.sleep(SETTLE)
-        after = sum(sum(sizes_of(pid)) for pid in chain.pids)
+        after = sum(memory_of(pid).pss for pid in chain.pids)
     return {
         "through": name,
         "idle_mb": idle / 1e6,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import psutil
 from fastmtcp.errors import FastmtcpError
@@ -39,13 +41,21 @@ def need(*programs: str) -> None:
 class Process:
     """A running program. It ends with us, even if we are killed.
 
-    `stdin` gives it a pipe to read from, `stdout` keeps what it prints for `output`.
+    `stdin` gives it a pipe to read from, `stdout` keeps what it prints for `output`, `log` is a
+    file for what it writes to standard error.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], *, stdin: bool = False, stdout: bool = False
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        stdin: bool = False,
+        stdout: bool = False,
+        log: Path | None = None,
     ) -> None:
         self.name = name
+        self._file = log
         self._log: deque[str] = deque(maxlen=20)
         self._ready = threading.Event()
         self._is_ready = False
@@ -125,15 +135,18 @@ class Process:
         if self.popen.poll() is None:
             self.popen.kill()
         self.popen.wait()
+        self._reader.join(1)
 
     def _read_log(self) -> None:
         assert self.popen.stderr is not None
-        for line in self.popen.stderr:
-            if line.strip():
-                self._log.append(line.strip())
-            if "ready" in line:
-                self._is_ready = True
-                self._ready.set()
+        with open(self._file or os.devnull, "w", buffering=1) as file:
+            for line in self.popen.stderr:
+                file.write(line)
+                if line.strip():
+                    self._log.append(line.strip())
+                if "ready" in line:
+                    self._is_ready = True
+                    self._ready.set()
         self._ready.set()
 
 
@@ -145,9 +158,10 @@ def running(
     ready: bool = True,
     stdin: bool = False,
     stdout: bool = False,
+    log: Path | None = None,
 ) -> Iterator[Process]:
     """A Process for the time of the `with` block; `ready` waits for its ready line."""
-    process = Process(name, command, stdin=stdin, stdout=stdout)
+    process = Process(name, command, stdin=stdin, stdout=stdout, log=log)
     try:
         if ready:
             process.wait_ready()
@@ -171,6 +185,30 @@ def pss_of(pid: int) -> int:
         return int(psutil.Process(pid).memory_full_info().pss)
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return 0
+
+
+class Memory(NamedTuple):
+    """Of a process and all its children together, in bytes."""
+
+    pss: int
+    own: int
+    """What only they have: PSS changes with whoever else runs the same Python."""
+
+
+def memory_of(root: int) -> Memory:
+    """What a process and its children have now."""
+    pss = own = 0
+    for process in _family([root]):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            found = process.memory_full_info()
+            pss += found.pss
+            own += found.uss
+    return Memory(pss, own)
+
+
+def children_of(root: int) -> set[int]:
+    """The numbers of a process' children and theirs."""
+    return {process.pid for process in _family([root])} - {root}
 
 
 class Meter:

@@ -30,7 +30,9 @@ _FEWEST = 2
 ECHO, SEND, TAKE = b"e", b"d", b"u"
 """The first byte of a connection to `serve`."""
 
-_PERIOD = 4_000_037  # a prime: no chunk of a forwarder's falls on the same bytes again soon
+PERIOD = 4_000_037
+"""After so many bytes the content comes again. A prime: no chunk of a forwarder's falls on the same
+bytes again soon."""
 
 
 @click.group()
@@ -73,13 +75,13 @@ def _print(**figures: object) -> None:
 @click.option("--size", type=int, required=True)
 def send(listen: Endpoint | None, connect: Endpoint | None, size: int) -> None:
     """Send SIZE bytes and FIN, and wait for the other end's FIN."""
-    data = random.Random(_PERIOD).randbytes(_PERIOD)
+    data = random.Random(PERIOD).randbytes(PERIOD)
     view = memoryview(data + data[:CHUNK])
     digest = hashlib.sha256()
     with _connected(listen, connect) as sock:
         sent = 0
         while sent < size:
-            offset = sent % _PERIOD
+            offset = sent % PERIOD
             count = sock.send(view[offset : offset + min(CHUNK, size - sent)])
             digest.update(view[offset : offset + count])
             sent += count

@@ -5,7 +5,8 @@
     10.77.0.13 --/
 
 Kernel only: htb, netem and police on a veth pair, by address. Where the kernel lacks netem,
-another program may play the lines (see perf.network).
+another program may play the lines (see perf.network); htb can then limit on its device what one
+line carries, as that program limits each connection by itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _FIRST = 11
 _POLICE_BURST = 0.02
 # As much as a packet may weigh before it is cut into segments: tc's police drops what is larger.
 _LEAST_BURST = 128 * 1024
+_FIRST_CLASS = 16
 
 
 class Uplink(NamedTuple):
@@ -52,23 +54,30 @@ class Uplink(NamedTuple):
 class Uplinks:
     """The lines while they are there."""
 
-    def __init__(self, names: Network, lines: Sequence[Uplink]) -> None:
+    def __init__(self, names: Network, lines: Sequence[Uplink], device: str) -> None:
         self.names = names
         self.lines = lines
+        self._device = device
         self.addresses = [address(index) for index in range(len(lines))]
 
     def silence(self, *indexes: int) -> None:
-        """Lose all that travels on these lines, without a word to anybody."""
-        elements = ", ".join(self.addresses[index] for index in indexes)
-        self._in_both(f"add element inet silence lines {{ {elements} }}")
+        """Lose all that travels on these lines and no others, without a word to anybody."""
+        rules = "flush set inet silence lines\n"
+        if indexes:
+            elements = ", ".join(self.addresses[index] for index in indexes)
+            rules += f"add element inet silence lines {{ {elements} }}\n"
+        for name in self.names:
+            do(*Network.inside(name), "nft", "-f", "-", text=rules)
 
     def restore(self) -> None:
         """Let all lines work again."""
-        self._in_both("flush set inet silence lines")
+        self.silence()
 
-    def _in_both(self, rules: str) -> None:
+    def slow(self, index: int, part: float) -> None:
+        """Give a line that the kernel limits this part of its rate, each way."""
+        change = f"class change dev {self._device} {_class(index, self.lines[index].rate * part)}\n"
         for name in self.names:
-            do(*Network.inside(name), "nft", "-f", "-", text=rules)
+            do(*Network.inside(name), "tc", "-batch", "-", text=change)
 
 
 def address(index: int) -> str:
@@ -77,28 +86,37 @@ def address(index: int) -> str:
 
 
 @contextlib.contextmanager
-def uplinks(lines: Sequence[Uplink], wan: str | None) -> Iterator[Uplinks]:
-    """`lines` for the time of the `with` block. Raises BenchmarkError."""
+def uplinks(
+    lines: Sequence[Uplink], wan: str | None, *, by_kernel: bool = False
+) -> Iterator[Uplinks]:
+    """`lines` for the time of the `with` block. Raises BenchmarkError.
+
+    `by_kernel`: the kernel limits each line even if `wan` plays the rest, so that slow() works.
+    """
     with namespaces() as names, contextlib.ExitStack() as stack:
         device = "line"
         if wan is not None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             profiles = Path(folder) / "profiles"
-            profiles.write_text(wan_profiles(lines))
+            theirs = [line._replace(rate=0) for line in lines] if by_kernel else lines
+            profiles.write_text(wan_profiles(theirs))
             ends = (names.client, f"{CLIENT_ADDRESS}/24", names.server, f"{SERVER_ADDRESS}/24")
             stack.enter_context(running(wan, [wan, *ends, str(profiles)]))
             device = "wan0"
+            ours = [line._replace(rtt=0.0, loss=0.0) for line in lines]
         else:
             veth(names)
+            ours = list(lines)
+        if wan is None or by_kernel:
             for name in names:
                 inside = Network.inside(name)
                 do(*inside, "nft", "-f", "-", text=class_rules(lines))
-                do(*inside, "tc", "-batch", "-", text=tc_rules(lines, name == names.client))
+                do(*inside, "tc", "-batch", "-", text=tc_rules(ours, name == names.client, device))
         for index in range(len(lines)):
             do("ip", "-n", names.client, "address", "add", f"{address(index)}/24", "dev", device)
         for name in names:
             do(*Network.inside(name), "nft", "-f", "-", text=_SILENCE)
-        yield Uplinks(names, lines)
+        yield Uplinks(names, lines, device)
 
 
 # At the receiving end: a sender whose own kernel drops is told, and that is no silent line.
@@ -119,8 +137,9 @@ def wan_profiles(lines: Sequence[Uplink]) -> str:
     # Honest loss wants packets of the size that real lines have.
     text = "gso=0\n" if any(line.loss or line.policed for line in lines) else ""
     for index, line in enumerate(lines):
+        rates = f"up={line.rate * 8}bit down={line.rate * 8}bit " if line.rate else ""
         text += (
-            f"up={line.rate * 8}bit down={line.rate * 8}bit delay={line.rtt / 2 * 1e3:g}ms "
+            f"{rates}delay={line.rtt / 2 * 1e3:g}ms "
             f"loss={line.loss * 100:g}% queue={line.queue * 1e3:g}ms "
             f"mode={'police' if line.policed else 'shape'} by={address(index)}\n"
         )
@@ -129,7 +148,9 @@ def wan_profiles(lines: Sequence[Uplink]) -> str:
 
 def class_rules(lines: Sequence[Uplink]) -> str:
     """nft rules that give what travels on a line the class of that line."""
-    classes = ", ".join(f"{address(index)} : 1:{index + 16:x}" for index in range(len(lines)))
+    classes = ", ".join(
+        f"{address(index)} : 1:{index + _FIRST_CLASS:x}" for index in range(len(lines))
+    )
     return f"""\
 table inet uplinks {{
   chain out {{
@@ -141,30 +162,40 @@ table inet uplinks {{
 """
 
 
-def tc_rules(lines: Sequence[Uplink], at_client: bool) -> str:
-    """The commands for `tc -batch` that make one end of the lines, on device `line`."""
+def tc_rules(lines: Sequence[Uplink], at_client: bool, device: str = "line") -> str:
+    """The commands for `tc -batch` that make one end of the lines, on this device."""
     rules = [
-        "qdisc add dev line root handle 1: htb default 1",
-        "class add dev line parent 1: classid 1:1 htb rate 10gbit quantum 60000",
-        "qdisc add dev line clsact",
+        f"qdisc add dev {device} root handle 1: htb default 1",
+        f"class add dev {device} parent 1: classid 1:1 htb rate 10gbit quantum 60000",
+        f"qdisc add dev {device} clsact",
     ]
     for index, line in enumerate(lines):
-        number = f"{index + 16:x}"
-        rate = "10gbit" if line.policed else f"{line.rate * 8}bit"
-        burst = "" if line.policed else "burst 32k cburst 32k "
-        loss = f"loss {line.loss * 100:g}% " if line.loss else ""
-        # netem holds what is on its way as well as what waits.
-        limit = int((line.rtt + line.queue) * line.rate / 1000) + 100
         rules += [
-            f"class add dev line parent 1: classid 1:{number} htb rate {rate} {burst}quantum 60000",
-            f"qdisc add dev line parent 1:{number} handle {index + 32:x}: "
-            f"netem delay {line.rtt / 2 * 1e3:g}ms {loss}limit {limit}",
+            f"class add dev {device} {_class(index, 0 if line.policed else line.rate)}",
+            f"qdisc add dev {device} parent 1:{index + _FIRST_CLASS:x} handle {index + 32:x}: "
+            + _queue(line),
         ]
         if line.policed:
             burst_bytes = max(_LEAST_BURST, int(line.rate * _POLICE_BURST))
             mine = "dst_ip" if at_client else "src_ip"
             rules.append(
-                f"filter add dev line ingress protocol ip flower {mine} {address(index)} "
+                f"filter add dev {device} ingress protocol ip flower {mine} {address(index)} "
                 f"action police rate {line.rate * 8}bit burst {burst_bytes} conform-exceed drop"
             )
     return "\n".join(rules) + "\n"
+
+
+def _class(index: int, rate: float) -> str:
+    """A line's class of htb, with so many bytes a second (0: no limit)."""
+    limit = f"{rate * 8:.0f}bit burst 32k cburst 32k" if rate else "10gbit"
+    return f"parent 1: classid 1:{index + _FIRST_CLASS:x} htb rate {limit} quantum 60000"
+
+
+def _queue(line: Uplink) -> str:
+    """What holds the packets of a line until they may leave."""
+    if not line.rtt and not line.loss:
+        return f"bfifo limit {max(_LEAST_BURST, int(line.queue * line.rate))}"
+    loss = f"loss {line.loss * 100:g}% " if line.loss else ""
+    # netem holds what is on its way as well as what waits.
+    limit = int((line.rtt + line.queue) * line.rate / 1000) + 100
+    return f"netem delay {line.rtt / 2 * 1e3:g}ms {loss}limit {limit}"

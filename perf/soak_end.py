@@ -1,0 +1,277 @@
+"""The two ends of a soak's transfers: `python -m perf.soak_end serve|run HOST:PORT`.
+
+A connection begins with what is wanted: up, down or echo, how many bytes, and where in the
+content they begin. So both ends know each byte that has to come, and compare it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from random import Random
+from typing import NamedTuple
+
+import click
+from fastmtcp.endpoint import Endpoint
+
+from perf.command import start
+from perf.transfer import PERIOD, STALL
+
+UP, DOWN, ECHO = KINDS = ("up", "down", "echo")
+LARGEST = 32_000_000
+RIGHT, WRONG, FAILED = "right", "wrong", "failed"
+
+_WANTED = struct.Struct(">BQQ")
+_CHUNKS = (1_000, 16_384, 262_144)
+
+
+class WrongBytesError(Exception):
+    """What arrived is not what was sent."""
+
+
+class Wanted(NamedTuple):
+    """One transfer: its kind, its bytes, and where in the content they begin."""
+
+    kind: str
+    size: int
+    begin: int
+
+    def pack(self) -> bytes:
+        return _WANTED.pack(KINDS.index(self.kind), self.size, self.begin)
+
+    @staticmethod
+    def unpack(data: bytes) -> Wanted:
+        try:
+            kind, size, begin = _WANTED.unpack(data)
+            return Wanted(KINDS[kind], size, begin)
+        except (struct.error, IndexError):
+            raise WrongBytesError(f"a transfer that begins with {data!r}") from None
+
+
+def choose(chance: Random) -> Wanted:
+    """A transfer of 1 byte to LARGEST: mostly as many of each length, some more large ones."""
+    if chance.random() < 0.2:
+        size = chance.randint(1, LARGEST)
+    else:
+        size = int(math.exp(chance.uniform(0, math.log(LARGEST))))
+    return Wanted(chance.choice(KINDS), size, chance.randrange(PERIOD))
+
+
+class Content:
+    """The bytes that a transfer has to carry."""
+
+    _data = Random(PERIOD).randbytes(PERIOD)
+    _twice = _data + _data[: max(_CHUNKS)]
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+
+    def part(self, position: int, most: int) -> bytes:
+        """The bytes from there on, at most so many; nothing at the end."""
+        count = min(most, self._wanted.size - position)
+        offset = (self._wanted.begin + position) % PERIOD
+        return self._twice[offset : offset + count]
+
+    def compare(self, position: int, data: bytes) -> None:
+        """Raise WrongBytesError if `data` is not what stands there."""
+        right = self.part(position, len(data))
+        if data == right:
+            return
+        if len(right) < len(data) and data.startswith(right):
+            raise WrongBytesError(f"more than the {self._wanted.size} bytes that were sent")
+        first = next(i for i, (a, b) in enumerate(zip(data, right, strict=False)) if a != b)
+        raise WrongBytesError(f"byte {position + first} of {self._wanted.size} is wrong")
+
+    def compare_end(self, position: int) -> None:
+        """Raise WrongBytesError if the end does not stand there."""
+        if position != self._wanted.size:
+            raise WrongBytesError(f"a clean end after {position} of {self._wanted.size} bytes")
+
+
+class Pauses:
+    """The longest time without a byte, and when it ended (time.monotonic())."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.longest = self.at = 0.0
+
+    def note(self) -> None:
+        """Something has come."""
+        now = time.monotonic()
+        if now - self._last > self.longest:
+            self.longest, self.at = now - self._last, now
+        self._last = now
+
+
+def send(sock: socket.socket, content: Content, chunk: int) -> None:
+    """All of it, and the FIN."""
+    position = 0
+    while data := content.part(position, chunk):
+        position += sock.send(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def receive(sock: socket.socket, content: Content, chunk: int, pauses: Pauses) -> None:
+    """Compare what comes up to the FIN. Raises WrongBytesError."""
+    position = 0
+    while data := sock.recv(chunk):
+        pauses.note()
+        content.compare(position, data)
+        position += len(data)
+    pauses.note()
+    content.compare_end(position)
+
+
+def do(address: tuple[str, int], wanted: Wanted, chunk: int, pauses: Pauses) -> None:
+    """One transfer. Raises OSError, or WrongBytesError for what either end has found."""
+    content = Content(wanted)
+    with socket.create_connection(address, STALL) as sock:
+        sock.sendall(wanted.pack())
+        if wanted.kind == DOWN:
+            sock.shutdown(socket.SHUT_WR)
+            receive(sock, content, chunk, pauses)
+        elif wanted.kind == UP:
+            send(sock, content, chunk)
+            answer = json.loads(read_all(sock) or b"{}")
+            if answer.get("wrong", "no answer"):
+                raise WrongBytesError(
+                    answer.get("wrong", "a clean end without the server's answer")
+                )
+            pauses.longest, pauses.at = answer["pause"], answer["at"]
+        else:
+            with sending(sock, content, chunk):
+                receive(sock, content, chunk, pauses)
+
+
+@contextlib.contextmanager
+def sending(sock: socket.socket, content: Content, chunk: int) -> Iterator[None]:
+    """Send for the time of the `with` block; what goes wrong is told at its end.
+
+    The socket must not be closed before that: the sender might then write into another one that
+    got its number.
+    """
+    errors: list[OSError] = []
+
+    def run() -> None:
+        try:
+            send(sock, content, chunk)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        raise
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def read_all(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(4096), b""))
+
+
+def serve_one(sock: socket.socket) -> None:
+    """The server's end of one transfer."""
+    with sock, contextlib.suppress(OSError):
+        sock.settimeout(STALL)
+        pauses = Pauses()
+        try:
+            wanted = Wanted.unpack(sock.recv(_WANTED.size, socket.MSG_WAITALL))
+            content = Content(wanted)
+            if wanted.kind == UP:
+                receive(sock, content, max(_CHUNKS), pauses)
+                answer = {"wrong": "", "pause": pauses.longest, "at": pauses.at}
+                sock.sendall(json.dumps(answer).encode())
+            elif wanted.kind == DOWN:
+                send(sock, content, max(_CHUNKS))
+            else:
+                while data := sock.recv(max(_CHUNKS)):
+                    sock.sendall(data)
+        except WrongBytesError as error:
+            # What comes after it has to go, or the close is a reset that overtakes the answer.
+            while sock.recv(max(_CHUNKS)):
+                pass
+            sock.sendall(json.dumps({"wrong": f"at the server: {error}"}).encode())
+
+
+@click.group()
+def soak_end() -> None:
+    """One end of a soak."""
+
+
+@soak_end.command()
+@click.argument("where", type=Endpoint.parse)
+def serve(where: Endpoint) -> None:
+    """Serve transfers until SIGTERM."""
+    with socket.create_server((where.host, where.port), backlog=128) as listener:
+        print("ready", file=sys.stderr, flush=True)
+        while True:
+            sock, _ = listener.accept()
+            threading.Thread(target=serve_one, args=(sock,), daemon=True).start()
+
+
+@soak_end.command()
+@click.argument("where", type=Endpoint.parse)
+@click.option("--seed", type=int, required=True)
+@click.option("--begin", type=float, required=True, help="The start, by time.monotonic().")
+@click.option("--seconds", type=float, required=True, help="None begins so long after the start.")
+@click.option("--at-once", type=int, required=True)
+def run(where: Endpoint, seed: int, begin: float, seconds: float, at_once: int) -> None:
+    """Do transfers, and print each one as a line of JSON when it is over."""
+    address = (where.host, where.port)
+    lock = threading.Lock()
+
+    def note(wanted: Wanted, started: float, outcome: str, detail: str, pauses: Pauses) -> None:
+        done = {
+            **wanted._asdict(),
+            "start": started - begin,
+            "end": time.monotonic() - begin,
+            "outcome": outcome,
+            "detail": detail,
+            "pause": pauses.longest,
+            "pause_end": pauses.at - begin,
+        }
+        with lock:
+            print(json.dumps(done), flush=True)
+
+    def work(number: int) -> None:
+        chance = Random(f"{seed} {number}")
+        while (started := time.monotonic()) < begin + seconds:
+            wanted, chunk, pauses = choose(chance), chance.choice(_CHUNKS), Pauses()
+            note(wanted, started, *attempt(address, wanted, chunk, pauses), pauses)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def attempt(
+    address: tuple[str, int], wanted: Wanted, chunk: int, pauses: Pauses
+) -> tuple[str, str]:
+    """The outcome of one transfer, and what there is to say about it."""
+    try:
+        do(address, wanted, chunk, pauses)
+    except WrongBytesError as error:
+        return WRONG, str(error)
+    except OSError as error:
+        return FAILED, f"{type(error).__name__}: {error}"
+    return RIGHT, ""
+
+
+if __name__ == "__main__":
+    start(soak_end)
