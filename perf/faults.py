@@ -49,7 +49,7 @@ def plan(seed: int, seconds: float, lines: int) -> list[Fault]:
         (GONE, (15.0, 45.0), (1.0, 8.0)),
     ):
         chance = Random(f"{seed} {kind}")
-        start = FIRST + chance.uniform(0, most_gap)
+        start = FIRST + chance.uniform(0, least_gap)
         while (end := start + chance.uniform(least, most)) < seconds:
             fault = Fault(kind, start, end)
             if kind == RESET:

@@ -19,7 +19,7 @@ import click
 from perf import results
 from perf.command import start
 from perf.ends import ENTRY, TARGET, Forwarder, forwarder
-from perf.faults import GONE, KINDS, RESET, Course, Fault, plan, without_any_line
+from perf.faults import KINDS, RESET, Course, Fault, plan, without_any_line
 from perf.network import Network, become_root, has_netem, wan_option
 from perf.paths import UNEQUAL_4, paths
 from perf.processes import BenchmarkError, Memory, Process, children_of, memory_of, running
@@ -52,6 +52,7 @@ class Soaked(NamedTuple):
     """All that was seen."""
 
     seconds: float
+    lines: int
     faults: list[Fault]
     resets: list[float]
     """When each was."""
@@ -125,7 +126,7 @@ def soak(net: Uplinks, made: Forwarder, seed: int, seconds: float) -> Soaked:
         if children_of(process.pid) != old or process.popen.poll() is not None
     ]
     samples = [one for one in sampler.samples if one.at < seconds]
-    return Soaked(seconds, faults, course.resets, transfers, before, samples,
+    return Soaked(seconds, len(net.lines), faults, course.resets, transfers, before, samples,
                   sample(made, begin), replaced)  # fmt: skip
 
 
@@ -203,7 +204,6 @@ def report(soaked: Soaked) -> str:
             "client PSS MB", "own", "server PSS MB", "own"]  # fmt: skip
     dashes = ["-"] * (len(head) - 5)
     rows = [["before", *dashes, *_memory(soaked.before)]]
-    lines = max((len(fault.lines) for fault in soaked.faults if fault.kind == GONE), default=1)
 
     def mine(at: float) -> bool:
         return quarter_of(at, soaked.seconds) == quarter
@@ -215,7 +215,7 @@ def report(soaked: Soaked) -> str:
         faults[RESET] = sum(map(mine, soaked.resets))
         pauses = [(one["pause"], one["pause_end"]) for one in done]
         beyond = [
-            pause - without_any_line(soaked.faults, lines, end - pause, end)
+            pause - without_any_line(soaked.faults, soaked.lines, end - pause, end)
             for pause, end in pauses
         ]
         rows.append(

@@ -453,7 +453,7 @@ class TestSoak:
 
         samples = [sample(at, 100) for at in range(30)] + [sample(at, last) for at in range(30, 40)]
         plan = [Fault(faults.GONE, 0, 2, (0, 1)), Fault(faults.SILENT, 35, 36, (0,))]
-        return soak.Soaked(40, plan, [1.0, 2.0, 39.0], transfers, sample(0, 9), samples,
+        return soak.Soaked(40, 2, plan, [1.0, 2.0, 39.0], transfers, sample(0, 9), samples,
                            sample(41, 9), list(replaced))  # fmt: skip
 
     def test_nothing_is_wrong_if_all_is_right_and_memory_grows_by_less_than_a_twentieth(
