@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -122,6 +123,8 @@ class Course(threading.Thread):
             self._change(state_now, State((), {}))
         except BenchmarkError as error:
             self.error = error
+        except (OSError, subprocess.SubprocessError) as error:
+            self.error = BenchmarkError(f"the faults cannot go on: {error}")
 
     def _change(self, old: State, new: State) -> State:
         if new.silent != old.silent:

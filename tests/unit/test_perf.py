@@ -441,7 +441,9 @@ def _served(serve: Callable[[socket.socket], None]) -> Iterator[tuple[str, int]]
 
 class TestSoak:
     @staticmethod
-    def soaked(*outcomes: str, last: int = 100, replaced: Sequence[str] = ()) -> soak.Soaked:
+    def soaked(
+        *outcomes: str, last: int = 100, replaced: Sequence[str] = (), times: int = 1
+    ) -> soak.Soaked:
         transfers: list[soak.Transfer] = [
             {"kind": "up", "size": 1_000_000, "start": at, "end": at + 1.0, "outcome": outcome,
              "detail": "oh", "pause": 3.0, "pause_end": at + 1.0}
@@ -451,19 +453,21 @@ class TestSoak:
         def sample(at: float, own: int) -> soak.Sample:
             return soak.Sample(at, Memory(50_000_000, own * 1_000_000), Memory(1, 1))
 
-        samples = [sample(at, 100) for at in range(30)] + [sample(at, last) for at in range(30, 40)]
+        samples = [sample(at * times, 100 if at < 30 else last) for at in range(40)]
         plan = [Fault(faults.GONE, 0, 2, (0, 1)), Fault(faults.SILENT, 35, 36, (0,))]
-        return soak.Soaked(40, 2, plan, [1.0, 2.0, 39.0], transfers, sample(0, 9), samples,
+        return soak.Soaked(40 * times, 2, plan, [1.0, 2.0, 39.0], transfers, sample(0, 9), samples,
                            sample(41, 9), list(replaced))  # fmt: skip
 
     def test_nothing_is_wrong_if_all_is_right_and_memory_grows_by_less_than_a_twentieth(
         self,
     ) -> None:
-        assert soak.problems(self.soaked("right", "right", last=105)) == []
-        assert soak.problems(self.soaked("right", last=50)) == []
+        assert soak.problems(self.soaked("right", "right", last=105, times=60)) == []
+        assert soak.problems(self.soaked("right", last=50, times=60)) == []
+        assert soak.problems(self.soaked("right", last=125)) == []
+        assert len(soak.problems(self.soaked("right", last=126))) == 1
 
     def test_whatever_is_wrong_is_said(self) -> None:
-        found = soak.problems(self.soaked("right", "wrong", "failed", "failed", last=106,
+        found = soak.problems(self.soaked("right", "wrong", "failed", "failed", last=106, times=60,
                                           replaced=["fastmtcp-server"]))  # fmt: skip
         assert found == [
             "1 of 4 transfers had wrong bytes; the first: "
