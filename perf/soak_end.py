@@ -36,6 +36,10 @@ class WrongBytesError(Exception):
     """What arrived is not what was sent."""
 
 
+class EarlyEndError(WrongBytesError):
+    """A clean end where bytes have to come."""
+
+
 class Wanted(NamedTuple):
     """One transfer: its kind, its bytes, and where in the content they begin."""
 
@@ -90,9 +94,9 @@ class Content:
         raise WrongBytesError(f"byte {position + first} of {self._wanted.size} is wrong")
 
     def compare_end(self, position: int) -> None:
-        """Raise WrongBytesError if the end does not stand there."""
+        """Raise EarlyEndError if the end does not stand there."""
         if position != self._wanted.size:
-            raise WrongBytesError(f"a clean end after {position} of {self._wanted.size} bytes")
+            raise EarlyEndError(f"a clean end after {position} of {self._wanted.size} bytes")
 
 
 class Pauses:
@@ -155,7 +159,8 @@ def sending(sock: socket.socket, content: Content, chunk: int) -> Iterator[None]
     """Send for the time of the `with` block; what goes wrong is told at its end.
 
     The socket must not be closed before that: the sender might then write into another one that
-    got its number.
+    got its number. And the kernel tells of a reset once: if the sender hears of it, the reader sees
+    what looks like an end.
     """
     errors: list[OSError] = []
 
@@ -169,14 +174,24 @@ def sending(sock: socket.socket, content: Content, chunk: int) -> Iterator[None]
     thread.start()
     try:
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+    except EarlyEndError:
+        _end(sock, thread)
+        # Behind a FIN it would be a broken pipe.
+        if errors and isinstance(errors[0], ConnectionResetError):
+            raise errors[0] from None
         raise
-    finally:
-        thread.join()
+    except BaseException:
+        _end(sock, thread)
+        raise
+    thread.join()
     if errors:
         raise errors[0]
+
+
+def _end(sock: socket.socket, sender: threading.Thread) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sender.join()
 
 
 def read_all(sock: socket.socket) -> bytes:
