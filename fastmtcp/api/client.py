@@ -58,6 +58,7 @@ class ClientCore(Core):
         self.service = ClientService(
             self.thread.loop, self.config, self._credentials, [], self._on_pool
         )
+        self.service.on_moved = self._on_moved
         self.sample_rates()
 
     def opening(self, target: str, *, wait: bool) -> Opening:
@@ -100,6 +101,13 @@ class ClientCore(Core):
         for opening in list(self.openings):
             opening.shut()
         super().crashed()
+
+    def _on_moved(self, session: ClientSession, stream: Stream) -> None:
+        for opening in list(self.openings):
+            opening.moved(session, stream)
+        for connection in self.connections.values():
+            if connection.stream is stream:
+                connection.session = session
 
     def _on_pool(self, _up: int, _wanted: int, trouble: str) -> None:
         self.trouble = trouble

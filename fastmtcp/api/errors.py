@@ -27,7 +27,7 @@ def reset_error(code: ResetCode) -> OSError:
             return OSError(errno.EHOSTUNREACH, text)
         case ResetCode.UNRESOLVED:
             return socket.gaierror(socket.EAI_NONAME, text)
-        case ResetCode.OVERLOADED:
+        case ResetCode.OVERLOADED | ResetCode.LIMIT:
             return OSError(errno.ENOBUFS, text)
         case ResetCode.SESSION_LOST:
             return ConnectionResetError(errno.ECONNRESET, text)

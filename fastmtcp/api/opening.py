@@ -87,6 +87,11 @@ class Opening:
         elif stream.connected or not self._wait:
             self._join(stream)
 
+    def moved(self, session: ClientSession, stream: Stream) -> None:
+        """The stream is in another session now."""
+        if stream is self._stream:
+            self._session = session
+
     def check_server(self) -> None:
         """Fail if there is no server to open the stream at: at once while there has been none at
         all, later only after the connect timeout, as a line may be down for a moment."""
@@ -97,7 +102,7 @@ class Opening:
         if error is None:
             return
         down = self._loop.now - (session.down_since or 0.0)
-        if not session.session_id or down > self._connect_timeout:
+        if not self._service.has_been_up or down > self._connect_timeout:
             self._give_up(server_error(error, session.peer))
 
     def cancel(self) -> None:

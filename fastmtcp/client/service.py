@@ -77,6 +77,11 @@ class ClientService:
         self._network = NetworkWatch(loop, self._on_network)
         self._retired: set[ClientSession] = set()
         self._quiet: list[Stream] = []
+        self._waited = 0
+        self.has_been_up = False
+        """True once there has been a connection to the server."""
+        self.on_moved: Callable[[ClientSession, Stream], None] | None = None
+        """Called with a stream that is in another session now."""
         self.past = Totals()
         self.is_client = True
         self.target = str(config.target or "")
@@ -105,7 +110,7 @@ class ClientService:
         """Open a stream of the application at `source`; empty `target` is the server's own.
 
         Raises:
-            LocalError: too many streams, or the session has just ended.
+            LocalError: too many streams wait, or the session has just ended.
         """
         current = self._current
         current.pool.nudge()
@@ -178,7 +183,7 @@ class ClientService:
         """Open the stream, and tell the application when the target is connected."""
 
         def connected() -> None:
-            self.join(session, stream, arrival.sock, request.budget)
+            self.join(self._session_of(stream), stream, arrival.sock, request.budget)
 
         def refused(code: ResetCode) -> None:
             log.warning("%s refused: %s", arrival, code.explanation)
@@ -199,7 +204,7 @@ class ClientService:
     # --- sessions -----------------------------------------------------------------------------
 
     def _new_session(self) -> ClientSession:
-        return ClientSession(
+        session = ClientSession(
             self._loop,
             self._pool,
             self._resolver,
@@ -210,6 +215,37 @@ class ClientService:
             self._on_change,
             self._on_session_ended,
         )
+        session.driver.on_draining = partial(self._on_draining, session)
+        session.driver.on_returned = partial(self._on_returned, session)
+        return session
+
+    def _session_of(self, stream: Stream) -> ClientSession:
+        return next(one for one in self._sessions() if one.session is stream.owner)
+
+    def _on_draining(self, session: ClientSession) -> None:
+        """The server takes no new streams: those that it has end on this session, while new ones
+        wait for the next."""
+        if session is not self._current or self._drain.begun:
+            return
+        log.info("the server is shutting down; new streams wait for another")
+        session.retire()
+        self._retired.add(session)
+        self._current = self._new_session()
+        self._start_current()
+
+    def _on_returned(self, session: ClientSession, stream: Stream) -> bool:
+        """The server of `session` has not taken a stream, as it is shutting down."""
+        self._on_draining(session)
+        if self._current is session:
+            return False
+        try:
+            self._current.driver.adopt(stream, session.driver)
+        except LocalError as error:
+            log.warning("stream reset: %s", error)
+            return False
+        if self.on_moved is not None:
+            self.on_moved(self._current, stream)
+        return True
 
     def _start_current(self) -> None:
         if self._egress.paths is not None:
@@ -220,6 +256,7 @@ class ClientService:
 
     def _on_change(self) -> None:
         pool = self._current.pool
+        self.has_been_up = self.has_been_up or pool.up > 0
         self._on_pool(pool.up, pool.wanted, pool.trouble)
 
     def _on_session_ended(self, session: ClientSession, reason: str) -> None:
@@ -264,14 +301,6 @@ class ClientService:
         if self._drain.over:
             return
         current = self._current
-        now = self._loop.now
-        if current.session.peer.draining and not current.closing and not self._drain.begun:
-            # Its streams end on the old session while new ones wait for the next.
-            log.info("the server is shutting down; new streams wait for another")
-            current.retire()
-            self._retired.add(current)
-            self._current = self._new_session()
-            self._start_current()
         for session in list(self._retired):
             if session.driver.is_quiet:
                 session.driver.end(SessionCode.NORMAL, "no streams left")
@@ -279,18 +308,29 @@ class ClientService:
             elif not session.session.subflows:
                 # It does not connect again, so what is still open cannot be completed.
                 session.driver.end(SessionCode.TIMEOUT, "the server is gone")
-        if (
-            current.down_since is not None
-            and now - current.down_since > self._config.connect_timeout
-        ):
-            for stream in list(current.session.streams.values()):
-                if not stream.open_sent:
-                    stream.reset(ResetCode.UNREACHABLE)
-                    if stream.watcher is not None:
-                        stream.watcher.update()
+        self._give_up_waiting(current)
         self._drain.check()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)
+
+    def _give_up_waiting(self, current: ClientSession) -> None:
+        """Reset the streams that have waited for the server, or for its limits, for too long."""
+        now, patience = self._loop.now, self._config.connect_timeout
+        waiting = current.session.table.waiting
+        if len(waiting) != self._waited:
+            self._waited = len(waiting)
+            log.debug("%d streams wait for the limits of the server", self._waited)
+        late: dict[Stream, ResetCode] = {}
+        if current.down_since is not None and now - current.down_since > patience:
+            unsent = [one for one in current.session.streams.values() if not one.open_sent]
+            late = dict.fromkeys((*unsent, *waiting), ResetCode.UNREACHABLE)
+        elif current.down_since is None:
+            old = [one for one in waiting if now - one.created_at > patience]
+            late = dict.fromkeys(old, ResetCode.OVERLOADED)
+        for stream, code in late.items():
+            stream.reset(code)
+            if stream.watcher is not None:
+                stream.watcher.update()
 
     # --- the end ------------------------------------------------------------------------------
 

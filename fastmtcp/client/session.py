@@ -21,6 +21,9 @@ from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.handshake import Grant
 from fastmtcp.status.document import PathInfo
 
+FEWEST_STREAMS = 7
+"""What every server lets a client have open at once: more wait until it has said its limit."""
+
 
 class ClientSession:
     """A session from its first connection to its end. Give paths to its `pool` to start it."""
@@ -39,7 +42,13 @@ class ClientSession:
     ) -> None:
         """`memory` is the worker's. `on_change` is called when a subflow comes or goes,
         `on_ended` once at the end."""
-        self.session = Session(opener=True, limits=limits, now=loop.now, memory=memory)
+        self.session = Session(
+            opener=True,
+            limits=limits,
+            now=loop.now,
+            peer_streams=FEWEST_STREAMS,
+            memory=memory,
+        )
         self.driver = SessionDriver(loop, buffers, self.session, _unexpected, self._on_driver_ended)
         self.closing = False
         """True once it connects no more."""
@@ -106,7 +115,7 @@ class ClientSession:
         self.driver.end(SessionCode.NORMAL, reason)
 
     def _on_created(self, grant: Grant) -> None:
-        self.session.set_peer_limits(grant.floor_window, grant.max_streams)
+        self.session.set_peer_limits(grant.floor_window, grant.max_streams, grant.opens_per_second)
         self.driver.progress()
 
     def _on_unknown(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from fastmtcp.engine.limits import KIB
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop
@@ -101,7 +101,8 @@ class Relay:
             if stream.reset_code is not ResetCode.CANCELLED:
                 to = f" to {stream.target}" if stream.target else ""
                 reason = stream.reset_code.explanation
-                log.warning("stream %d%s reset: %s", stream.stream_id, to, reason)
+                number = f" {stream.stream_id}" if stream.stream_id != NO_ID else ""
+                log.warning("stream%s%s reset: %s", number, to, reason)
             self.abort()
             return
         if self._writable and stream.receive.data.ready:
@@ -117,6 +118,11 @@ class Relay:
             self._look_for_reset()
         if self.read_done and self.write_done and not self.closed:
             self._close()
+
+    def move(self, progress: Callable[[], None], on_close: Callable[[Relay], None]) -> None:
+        """The stream is in another session now; both as in the constructor."""
+        self._progress = progress
+        self._on_close = on_close
 
     def address(self) -> str:
         """Of the application; empty once it is gone."""

@@ -15,7 +15,7 @@ from fastmtcp.engine.session import Events, Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.security.tls import Tls
@@ -44,10 +44,16 @@ class SessionDriver:
         self.loop = loop
         self.pool = pool
         self.session = session
-        self.relays: set[Relay] = set()
+        self.relays: dict[Relay, Callable[[Relay], None] | None] = {}
+        """And who wants to know when each is closed."""
         self.sockets: dict[Subflow, SubflowSocket] = {}
         """Of the subflows in the session."""
         self.ended = False
+        self.on_draining: Callable[[], None] | None = None
+        """Called when the peer takes no new streams any more."""
+        self.on_returned: Callable[[Stream], bool] | None = None
+        """Called with a stream that the peer has not taken: true if another session has it now.
+        Else it is reset."""
         self.on_quiet: Callable[[], None] | None = None
         """Called whenever something has moved and nothing is left to do, see is_quiet."""
         self._on_opened = on_opened
@@ -102,26 +108,32 @@ class SessionDriver:
     ) -> Relay:
         """Connect an application's socket with a stream; `budget` is as in Relay. `on_close` is
         called once, when the socket has been closed."""
-
-        def closed(relay: Relay) -> None:
-            self.relays.discard(relay)
-            if on_close is not None:
-                on_close(relay)
-            # Else progress() follows, and tells it.
-            if self.ended and self.on_quiet is not None and self.is_quiet:
-                self.on_quiet()
-
-        relay = Relay(self.loop, self.pool, sock, stream, self.progress, closed, budget)
-        self.relays.add(relay)
+        relay = Relay(self.loop, self.pool, sock, stream, self.progress, self._relay_closed, budget)
+        self.relays[relay] = on_close
         relay.update()
         return relay
+
+    def adopt(self, stream: Stream, origin: SessionDriver) -> None:
+        """Take over a stream that `origin` has returned, and its relay if there is one.
+
+        Raises:
+            LocalError: this session cannot take it.
+        """
+        self.session.adopt(stream, self.loop.now)
+        relay = stream.watcher
+        if isinstance(relay, Relay):
+            self.relays[relay] = origin.relays.pop(relay, None)
+            relay.move(self.progress, self._relay_closed)
+        self.loop.call_soon(self.progress)
 
     @property
     def is_quiet(self) -> bool:
         """True if no application is connected and nothing waits for an acknowledgement."""
         session = self.session
         # Without a subflow, what waits to be sent can wait for ever.
-        return not self.relays and (session.is_quiet if session.subflows else not session.streams)
+        if session.subflows:
+            return not self.relays and session.is_quiet
+        return not (self.relays or session.streams or session.table.waiting)
 
     def received(self, source: SubflowSocket, view: memoryview) -> None:
         """Bytes came in on a subflow. What is more than the session's share of this turn is kept
@@ -217,6 +229,7 @@ class SessionDriver:
         events = session.take_events()
         if events is not None:
             self._update(events.updated)
+            self._return(events.returned)
         goaway = session.goaway(code, reason)
         for subflow, source in list(self.sockets.items()):
             if session.peer.ended:
@@ -245,8 +258,24 @@ class SessionDriver:
         else:
             source.follow_lowat()
 
+    def _relay_closed(self, relay: Relay) -> None:
+        on_close = self.relays.pop(relay, None)
+        if on_close is not None:
+            on_close(relay)
+        # Else progress() follows, and tells it.
+        if self.ended and self.on_quiet is not None and self.is_quiet:
+            self.on_quiet()
+
+    def _return(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            if self.on_returned is None or not self.on_returned(stream):
+                stream.drop(ResetCode.DRAINING)
+
     def _handle(self, events: Events) -> None:
         self._update(events.updated)
+        if events.draining and self.on_draining is not None:
+            self.on_draining()
+        self._return(events.returned)
         for stream in events.opened:
             self._on_opened(stream)
         for subflow in events.gone:

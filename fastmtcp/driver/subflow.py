@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from fastmtcp.driver.tcp_info import sample
@@ -170,7 +171,7 @@ class SubflowSocket:
         except BlockingIOError:
             count = 0
         except OSError as error:
-            self._events.lost(self, error.strerror or str(error))
+            self._break(error)
             return
         if count < size:
             self.subflow.ready = False
@@ -220,6 +221,21 @@ class SubflowSocket:
             self._lowat = wanted
             set_lowat(self._sock, wanted)
 
+    def _break(self, error: OSError) -> None:
+        """Nothing can be sent any more. Why that is so may have arrived already: a GOAWAY."""
+        self.subflow.ready = False
+        self._out = []
+        self._loop.call_soon(partial(self._hear_last_words, error.strerror or str(error)))
+
+    def _hear_last_words(self, reason: str) -> None:
+        while not self.closed and self.rest is None and self._turn.may_read:
+            before = self.subflow.bytes_received
+            self.read()
+            if self.subflow.bytes_received == before:
+                break
+        if not self.closed:
+            self._events.lost(self, reason)
+
     def _flush(self) -> None:
         """Send what waits. Ends with a full socket, whose edge is still to come, or ready."""
         out = self._out
@@ -229,7 +245,7 @@ class SubflowSocket:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._events.lost(self, error.strerror or str(error))
+                self._break(error)
                 return
             taken = len(out)
             out = self._out = _rest(out, count)

@@ -13,7 +13,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.subflow import Cause, State, Subflow
 from fastmtcp.engine.wire.codec import FrameReader
-from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode, reset_code
+from fastmtcp.engine.wire.errors import UNTAKEN, RemoteError, ResetCode, SessionCode, reset_code
 from fastmtcp.engine.wire.frames import (
     Ack,
     Blocked,
@@ -40,6 +40,12 @@ class InboundOwner(Protocol):
 
     def on_gone(self, subflow: Subflow) -> None:
         """The peer has lost `subflow`, or given it up."""
+
+    def on_untaken(self, stream: Stream, code: ResetCode) -> None:
+        """The peer has not taken `stream` and has forgotten its id."""
+
+    def on_draining(self) -> None:
+        """The peer takes no new streams."""
 
     def end(self, code: SessionCode, reason: str) -> None:
         """The peer ends the session."""
@@ -135,7 +141,7 @@ class Inbound:
         if self._table.is_new(stream_id):
             stream = self._table.accept(stream_id, self._now)
             if stream is None:
-                self._outbox.reset(stream_id, ResetCode.OVERLOADED)
+                self._outbox.reset(stream_id, ResetCode.LIMIT)
             return stream
         if not self._outbox.is_resetting(stream_id):
             self._outbox.answer(Closed(stream_id))
@@ -194,10 +200,13 @@ class Inbound:
         self._outbox.answer(ResetAck(frame.stream))
         self._outbox.reset_confirmed(frame.stream)
         stream = self._table.find(frame.stream)
+        code = reset_code(frame.code)
         if stream is None:
             self._table.never_opened(frame.stream)
+        elif code in UNTAKEN and stream.is_untaken:
+            self._owner.on_untaken(stream, code)
         else:
-            self._reset(stream, reset_code(frame.code))
+            self._reset(stream, code)
 
     def _on_reset_ack(self, frame: ResetAck) -> None:
         self._outbox.reset_confirmed(frame.stream)
@@ -261,7 +270,7 @@ class Inbound:
 
     def _on_goaway(self, frame: Goaway) -> None:
         if frame.code == SessionCode.DRAINING:
-            self._peer.draining = True
+            self._owner.on_draining()
             return
         try:
             code = SessionCode(frame.code)

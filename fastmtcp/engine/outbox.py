@@ -121,6 +121,10 @@ class Outbox:
     def reset_confirmed(self, stream_id: int) -> None:
         self._resets.pop(stream_id, None)
 
+    @property
+    def is_resetting_any(self) -> bool:
+        return bool(self._resets)
+
     def is_resetting(self, stream_id: int) -> bool:
         return stream_id in self._resets
 

@@ -76,7 +76,7 @@ class Bucket:
 
     def __init__(self, rate: float, now: float, most: float | None = None) -> None:
         self.rate = rate
-        self.most = rate if most is None else most
+        self.most = max(rate, 1.0) if most is None else most
         self._left = self.most
         self._at = now
 

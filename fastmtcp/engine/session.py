@@ -8,7 +8,7 @@ The caller (fastmtcp.driver) drives it with a few verbs and asks it what to send
     pick, pull             which subflow should send, and what
     deadline, on_time      when to call again for timers
     on_sample, rescue      what the system knows of the subflows
-    take_events            streams updated or opened, subflows gone, the end
+    take_events            streams updated, opened or returned, subflows gone, the end
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastmtcp.engine.scheduling.demand import Demand
 from fastmtcp.engine.scheduling.lanes import Lanes
 from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.send_buffer import Buffer
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.role import Role
@@ -46,6 +46,11 @@ class Events(msgspec.Struct):
     """Streams on which the application may have something to do, each once."""
     opened: list[Stream]
     """Streams that the peer has opened."""
+    returned: list[Stream]
+    """Streams of this side that the peer has not taken and will not take in this session, as it
+    is draining: another session may adopt them."""
+    draining: bool
+    """The peer takes no new streams from now on."""
     gone: list[Subflow]
     """Subflows that the peer has lost or given up: close and detach them."""
     end: tuple[SessionCode, str] | None
@@ -88,6 +93,9 @@ class Session:
         self._outbox = Outbox(limits)
         self._now = now
         self._rescued_at = now
+        self._returned: list[Stream] = []
+        self._draining = False
+        self._start_at = now
         self._gone: list[Subflow] = []
         self._end: tuple[SessionCode, str] | None = None
         self._timers = Timers(self.table, self.subflows, self._outbox, limits, now)
@@ -131,16 +139,26 @@ class Session:
     @property
     def is_quiet(self) -> bool:
         """True if no stream is open and nothing waits to be sent."""
-        return not self.table.streams and not self._outbox
+        return not self.table.streams and not self.table.waiting and not self._outbox
+
+    @property
+    def is_over(self) -> bool:
+        """True if no stream is here, and the peer knows how each has ended."""
+        return not self.table.streams and not self._outbox.is_resetting_any
 
     def take_events(self) -> Events | None:
         """What has happened since the last call, None if nothing has."""
         table = self.table
-        if not (table.updated or table.opened or self._gone or self._end):
+        news = table.updated or table.opened or self._returned or self._draining
+        if not (news or self._gone or self._end):
             return None
-        events = Events(table.updated, table.opened, self._gone, self._end)
+        events = Events(
+            table.updated, table.opened, self._returned, self._draining, self._gone, self._end
+        )
         table.updated = {}
         table.opened = []
+        self._returned = []
+        self._draining = False
         self._gone = []
         self._end = None
         return events
@@ -202,27 +220,39 @@ class Session:
     # --- streams ------------------------------------------------------------------------
 
     def open(self, now: float, target: str = "", source: str = "") -> Stream:
-        """Open a stream. It is sent with its first bytes, or at once if there are none.
+        """Open a stream. It is sent with its first bytes, or when it is announced; and if the
+        limits of the two sides want it so, not before its turn has come.
 
         Raises:
-            LocalError: too many streams, or the session has ended.
+            LocalError: too many streams wait for their turns, or the session has ended.
         """
-        if not self.opener or self.ended is not None:
-            raise LocalError("cannot open a stream here")
-        count = len(self.table.streams)
-        most = self.peer.max_streams
-        if count >= self.limits.max_streams or (most and count >= most):
-            raise LocalError(f"{count} streams are open, the limit")
+        self._check_waiting()
         self._now = now
-        return self.table.open(now, self.peer.floor, target, source)
+        stream = self.table.open(now, self.peer.floor, target, source)
+        if len(self.table.waiting) == 1 and self._may_start(now):
+            self.table.start()
+        return stream
 
-    def set_peer_limits(self, floor: int, streams: int) -> None:
+    def adopt(self, stream: Stream, now: float) -> None:
+        """Take over a stream that another session has returned.
+
+        Raises:
+            LocalError: as open() does.
+        """
+        self._check_waiting()
+        self._now = now
+        self.table.adopt(stream, self.peer.floor, first=False)
+        self.table.mark_updated(stream)
+
+    def set_peer_limits(self, floor: int, streams: int, opens: float = 0.0) -> None:
         """The server told its limits: streams opened before that may start now."""
         self.peer.floor = floor
-        self.peer.max_streams = streams
-        for stream in self.table.streams.values():
+        self.peer.streams = streams
+        self.peer.set_pace(opens, self._now)
+        for stream in (*self.table.streams.values(), *self.table.waiting):
             stream.send.limit = max(stream.send.limit, floor)
-            self._scheduler.add(stream, self._now)
+            if stream.stream_id != NO_ID:
+                self._scheduler.add(stream, self._now)
             self.table.mark_updated(stream)
 
     def room_for(self, stream: Stream) -> int:
@@ -234,7 +264,8 @@ class Session:
 
     def on_written(self, stream: Stream, count: int) -> None:
         self.table.memory.add(count)
-        self._scheduler.add(stream, self._now)
+        if stream.stream_id != NO_ID:
+            self._scheduler.add(stream, self._now)
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
         stream.receive.window.take(count, now)
@@ -252,6 +283,9 @@ class Session:
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """Reset a stream of this side's own accord and tell the peer."""
+        if stream in self.table.waiting:
+            self.table.reset(stream, code)
+            return
         if self.table.find(stream.stream_id) is not stream:
             return
         self.table.reset(stream, code)
@@ -271,6 +305,8 @@ class Session:
         """
         if self._timers.may_repeat(now) and self.ended is None:
             self._timers.repeat(now)
+        if self.table.waiting:
+            self._start_waiting(now)
         return self._outbound.pick(now)
 
     def pull(self, subflow: Subflow, now: float) -> tuple[list[Buffer], int]:
@@ -338,6 +374,27 @@ class Session:
         self._lanes.refresh(self.subflows.values())
         self._timers.repeat_wanted = True
 
+    def on_untaken(self, stream: Stream, code: ResetCode) -> None:
+        """The peer has refused `stream` before it did anything about it."""
+        if code is ResetCode.DRAINING:
+            self.on_draining()
+            if stream.stream_id != NO_ID:
+                self._return(stream)
+            return
+        self._withdraw(stream)
+        self.peer.on_refused(len(self.table.streams), self._now)
+        self.table.adopt(stream, self.peer.floor, first=True)
+
+    def on_draining(self) -> None:
+        """The peer takes no new streams: those that it does not know of are for another session."""
+        if self.peer.draining:
+            return
+        self.peer.draining = self._draining = True
+        if self.opener:
+            unsent = [one for one in self.table.streams.values() if not one.open_sent]
+            for stream in (*unsent, *self.table.waiting):
+                self._return(stream)
+
     def on_gone(self, subflow: Subflow) -> None:
         """The peer has lost `subflow`, or given it up."""
         self._gone.append(subflow)
@@ -346,7 +403,8 @@ class Session:
 
     def deadline(self) -> float:
         """When on_time() must be called at the latest."""
-        return self._timers.deadline
+        when = self._timers.deadline
+        return min(when, self._start_at) if self.table.waiting else when
 
     def on_time(self, now: float) -> list[Subflow]:
         """Do what is due. Returns the subflows that are dead: close and detach them."""
@@ -369,7 +427,13 @@ class Session:
             return
         self.ended = self._end = (code, reason)
         self._inbound.end()
-        for stream in list(self.table.streams.values()):
+        if self.peer.ended and code is SessionCode.NORMAL:
+            # The peer had no stream left: it has never seen these.
+            for stream in [s for s in self.table.streams.values() if s.is_untaken]:
+                self._return(stream)
+            for stream in list(self.table.waiting):
+                self._return(stream)
+        for stream in (*self.table.streams.values(), *self.table.waiting):
             self.table.mark_updated(stream)
             # All that is left to do for a complete stream is between us and the application.
             if stream.send.complete and stream.receive.is_all_here:
@@ -387,6 +451,43 @@ class Session:
     def drain(self) -> None:
         """Tell the peer that this side takes no new streams."""
         self._outbox.drain()
+
+    # --- streams that wait for their turns ------------------------------------------------
+
+    def _check_waiting(self) -> None:
+        if not self.opener or self.ended is not None:
+            raise LocalError("cannot open a stream here")
+        count = len(self.table.waiting)
+        if count >= self.limits.max_streams:
+            raise LocalError(f"{count} streams wait to be opened, the limit")
+
+    def _may_start(self, now: float) -> bool:
+        """True if one more stream may be opened now: that is taken as done."""
+        count = len(self.table.streams)
+        return (
+            count < self.limits.max_streams
+            and self.peer.has_place(count, now)
+            and self.peer.take_turn(now)
+        )
+
+    def _start_waiting(self, now: float) -> None:
+        waiting = self.table.waiting
+        while waiting and self._may_start(now):
+            self._scheduler.add(self.table.start(), now)
+        if waiting:
+            self._start_at = self.peer.again_at(now)
+
+    def _withdraw(self, stream: Stream) -> None:
+        """Nothing of `stream` is left in this session."""
+        self.table.withdraw(stream)
+        self._outbox.forget(stream)
+        self._scheduler.remove(stream)
+        for subflow in self.subflows.values():
+            subflow.inflight.forget(stream)
+
+    def _return(self, stream: Stream) -> None:
+        self._withdraw(stream)
+        self._returned.append(stream)
 
     def _give_up(self) -> None:
         text = "the worker's memory is used up, and this session holds most of it"

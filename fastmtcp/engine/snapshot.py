@@ -28,6 +28,8 @@ class Totals(msgspec.Struct):
     subflows_ended: int = 0
     streams: int = 0
     """Now open."""
+    streams_waiting: int = 0
+    """That the limits of the two sides do not let be opened yet."""
     streams_opened: int = 0
     bytes_sent: int = 0
     """On subflows: payload, headers, control frames and reinjections."""
@@ -101,6 +103,7 @@ def totals(session: Session) -> Totals:
         subflows=len(subflows),
         subflows_ended=past.count,
         streams=len(table.streams),
+        streams_waiting=len(table.waiting),
         streams_opened=table.streams_opened,
         bytes_sent=past.bytes_sent + sum(s.bytes_sent for s in subflows),
         bytes_received=past.bytes_received + sum(s.bytes_received for s in subflows),

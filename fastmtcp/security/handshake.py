@@ -149,11 +149,13 @@ class Proof(msgspec.Struct, array_like=True, tag=3):
 
 
 class Grant(msgspec.Struct, array_like=True):
-    """What the client may do: session id, credit of a new stream (bytes), streams at once."""
+    """What the client may do: session id, credit of a new stream (bytes), streams at once, streams
+    that it may open in a second, and at once; 0 is any number."""
 
     session: bytes
     floor_window: int
     max_streams: int
+    opens_per_second: float
 
 
 class Welcome(msgspec.Struct, array_like=True, tag=4):
@@ -318,7 +320,13 @@ class ClientHandshake:
         if not hmac.compare_digest(expected, welcome.mac):
             raise PeerError("the server does not know this client's key; it may be a false server")
         grant = _decode(welcome.grant, Grant)
-        if len(grant.session) != SESSION_ID_SIZE or min(grant.floor_window, grant.max_streams) < 1:
+        least = min(grant.floor_window, grant.max_streams)
+        # Infinity is no rate, and NaN is not even that.
+        if (
+            len(grant.session) != SESSION_ID_SIZE
+            or least < 1
+            or not 0 <= grant.opens_per_second < 1e9
+        ):
             raise PeerError("the server sent an impossible grant")
         self.grant = grant
         if self._join is None:

@@ -148,7 +148,9 @@ class ServerService:
             return
         # The client forgets a stream a little sooner than we do, so it gets some less.
         streams = max(1, self._limits.max_streams * 7 // 8)
-        grant = Grant(session.session_id, self._limits.floor_window, streams)
+        grant = Grant(
+            session.session_id, self._limits.floor_window, streams, self._limits.opens_per_second
+        )
         try:
             sock.send(sealed(tls, handshake.welcome(grant)))
         except OSError as error:
@@ -276,7 +278,9 @@ class ServerService:
 
     def _stop(self) -> None:
         for session in list(self._sessions.values()):
-            session.driver.end(SessionCode.SHUTDOWN, "the server is shutting down")
+            # NORMAL says that what the client has opened since was not even looked at.
+            code = SessionCode.NORMAL if session.session.is_over else SessionCode.SHUTDOWN
+            session.driver.end(code, "the server is shutting down")
         self._resolver.close()
         self._chosen.close()
 

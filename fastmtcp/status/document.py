@@ -34,6 +34,8 @@ class TotalsStatus(msgspec.Struct, kw_only=True):
     reconnects: int = 0
     """Subflows that were lost and replaced. Known at the client."""
     streams: int = 0
+    streams_waiting: int = 0
+    """Those that the server's limits do not let be opened yet; `streams` is without them."""
     streams_opened: int = 0
     rate_up: int = 0
     rate_down: int = 0

@@ -60,6 +60,7 @@ def directed(totals: Totals, is_client: bool) -> TotalsStatus:
         subflows=totals.subflows,
         subflows_ended=totals.subflows_ended,
         streams=totals.streams,
+        streams_waiting=totals.streams_waiting,
         streams_opened=totals.streams_opened,
         bytes_up=sent if is_client else received,
         bytes_down=received if is_client else sent,

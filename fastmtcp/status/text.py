@@ -61,7 +61,8 @@ def _instance(one: InstanceStatus) -> list[str]:
 def _totals(totals: TotalsStatus) -> list[str]:
     return [
         f"{_count(totals.sessions, 'session')}, {_count(totals.subflows, 'subflow')}, "
-        f"{_count(totals.streams, 'stream')} ({totals.streams_opened} since the start)",
+        f"{_count(totals.streams, 'stream')} ({totals.streams_opened} since the start)"
+        + (f", {totals.streams_waiting} waiting" if totals.streams_waiting else ""),
         *(
             f"{way:<4} {format_rate(rate)} now, {format_bytes(count)} on subflows, "
             f"{format_bytes(payload)} of applications"

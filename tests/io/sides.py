@@ -30,7 +30,7 @@ KEY = Identity.from_key(UNNAMED, bytes(range(32)))
 OTHER_KEY = Identity.from_key(UNNAMED, bytes(32))
 CLIENTS = unnamed(bytes(range(32)))
 NEW = Preamble(False, NEW_SESSION)
-GRANT = Grant(b"s" * SESSION_ID_SIZE, 65536, 100)
+GRANT = Grant(b"s" * SESSION_ID_SIZE, 65536, 100, 0.0)
 
 
 class ServerSide:

@@ -48,7 +48,7 @@ OTHER_KEY = bytes(range(1, 33))
 CLIENT_NONCE = b"c" * NONCE_SIZE
 SERVER_NONCE = b"s" * NONCE_SIZE
 SESSION = b"\0\1" + b"session-id-xyz"
-GRANT = Grant(SESSION, 65536, 4096)
+GRANT = Grant(SESSION, 65536, 4096, 5000.0)
 
 
 CERTIFICATE = b"f" * 32
@@ -284,11 +284,12 @@ class TestTranscript:
     @pytest.mark.parametrize(
         "grant",
         [
-            Grant(b"\0" * SESSION_ID_SIZE, 65536, 4096),
-            Grant(SESSION, 65537, 4096),
-            Grant(SESSION, 65536, 4095),
+            Grant(b"\0" * SESSION_ID_SIZE, 65536, 4096, 5000.0),
+            Grant(SESSION, 65537, 4096, 5000.0),
+            Grant(SESSION, 65536, 4095, 5000.0),
+            Grant(SESSION, 65536, 4096, 5001.0),
         ],
-        ids=["session", "window", "streams"],
+        ids=["session", "window", "streams", "opens"],
     )
     def test_a_changed_grant(self, grant: Grant) -> None:
         client, server = new_client(), new_server()
@@ -650,12 +651,15 @@ class TestGarbage:
     @pytest.mark.parametrize(
         "grant",
         [
-            Grant(b"", 65536, 1),
-            Grant(SESSION, 0, 1),
-            Grant(SESSION, 65536, 0),
-            Grant(SESSION, -5, 1),
+            Grant(b"", 65536, 1, 5000.0),
+            Grant(SESSION, 0, 1, 5000.0),
+            Grant(SESSION, 65536, 0, 5000.0),
+            Grant(SESSION, -5, 1, 5000.0),
+            Grant(SESSION, 65536, 1, -1.0),
+            Grant(SESSION, 65536, 1, float("inf")),
+            Grant(SESSION, 65536, 1, float("nan")),
         ],
-        ids=["session", "no window", "no streams", "negative"],
+        ids=["session", "no window", "no streams", "negative", "opens", "infinite", "no number"],
     )
     def test_an_impossible_grant(self, grant: Grant) -> None:
         client, server = new_client(), new_server()

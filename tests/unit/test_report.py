@@ -237,6 +237,7 @@ KEYS = {
     },
     "TotalsStatus": {
         *("sessions", "subflows", "subflows_ended", "reconnects", "streams", "streams_opened"),
+        "streams_waiting",
         *("rate_up", "rate_down", "bytes_up", "bytes_down", "payload_up", "payload_down"),
         *("unacked", "reinjected", "stalls"),
     },

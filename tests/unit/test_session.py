@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.session import Session
-from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 
@@ -213,9 +213,8 @@ def test_streams_opened_before_the_server_told_its_limits_start_when_it_has() ->
     client.set_peer_limits(64 * KIB, 2)
     assert updated(client) == [stream]
     assert stream.room == 64 * KIB
-    client.open(START)
-    with pytest.raises(LocalError, match="2 streams"):
-        client.open(START)
+    assert client.open(START).stream_id == 1
+    assert client.open(START).stream_id == NO_ID
 
 
 def test_who_may_open_how_many() -> None:
@@ -223,10 +222,13 @@ def test_who_may_open_how_many() -> None:
     with pytest.raises(LocalError):
         pair.server.open(START)
     streams = [pair.client.open(START) for _ in range(3)]
-    with pytest.raises(LocalError):
+    waiting = [pair.client.open(START) for _ in range(3)]
+    assert [one.stream_id for one in (*streams, *waiting)] == [0, 1, 2, NO_ID, NO_ID, NO_ID]
+    with pytest.raises(LocalError, match="3 streams wait to be opened"):
         pair.client.open(START)
     streams[1].reset(ResetCode.CANCELLED)
-    assert pair.client.open(START).stream_id == 3
+    collect(pair.client, START)
+    assert [one.stream_id for one in waiting] == [3, NO_ID, NO_ID]
 
 
 # --- both ways --------------------------------------------------------------------------------
@@ -472,13 +474,9 @@ def test_streams_over_the_limit_are_refused() -> None:
     for stream in streams:
         stream.write(b"x")
     pair.exchange()
-    assert [stream.reset_code for stream in streams] == [
-        None,
-        None,
-        ResetCode.OVERLOADED,
-        ResetCode.OVERLOADED,
-    ]
+    assert [stream.stream_id for stream in streams] == [0, 1, NO_ID, NO_ID]
     assert len(opened(pair.server)) == len(pair.server.streams) == 2
+    assert pair.server.take_refused() == {"max_streams": 2}
 
 
 def test_both_sides_reset_at_once() -> None:

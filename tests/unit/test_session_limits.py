@@ -45,7 +45,7 @@ def test_more_opens_than_allowed_in_a_second_are_reset_and_counted() -> None:
     assert len(opened(session)) == 10
     assert session.take_refused() == {"opens_per_second": 5}
     resets = [f for f, _ in frames_of(collect(session, START)) if isinstance(f, Reset)]
-    assert resets == [Reset(number, ResetCode.OVERLOADED) for number in range(10, 15)]
+    assert resets == [Reset(number, ResetCode.LIMIT) for number in range(10, 15)]
     # Those that are there go on, and later new ones may come.
     feed(session, pack(Data(0, 0, False), b"abc"))
     assert session.streams[0].receive.data.ready_bytes == 3

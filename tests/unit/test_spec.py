@@ -300,6 +300,7 @@ def documented_grant() -> Grant:
         VECTORS["session"],
         int.from_bytes(VECTORS["floor_window"], "big"),
         int.from_bytes(VECTORS["max_streams"], "big"),
+        float(int.from_bytes(VECTORS["opens_per_second"], "big")),
     )
 
 

@@ -65,7 +65,7 @@ def is_between_frames(reader: FrameReader) -> bool:
 
 def events(session: Session) -> Events:
     """What has happened in a session since this was last asked."""
-    return session.take_events() or Events([], [], [], None)
+    return session.take_events() or Events([], [], [], False, [], None)
 
 
 def opened(session: Session) -> list[Stream]:

@@ -70,6 +70,12 @@ class Scheduler:
         self._lost.append(stream)
         stream.queue = self._lost
 
+    def remove(self, stream: Stream) -> None:
+        """This stream is not to be sent, for now."""
+        if stream.queue is not None:
+            stream.queue.remove(stream)
+            stream.queue = None
+
     def next(self, *, small: bool = True, bulk: bool = True) -> Stream | None:
         """Take the stream whose turn it is out of its queue; add() it again after use.
 

@@ -31,6 +31,14 @@ class SendSide:
         self.asked_at = -1
         """The limit at which the peer was last asked for a larger window."""
 
+    def restart(self, limit: int) -> None:
+        """The peer has taken nothing, not even the OPEN: all of it is to be sent, from the start,
+        with `limit` as credit."""
+        self.next = self.acked = -1
+        self.lost = RangeSet()
+        self.limit = limit
+        self.asked_at = -1
+
     @property
     def backlog(self) -> int:
         """Bytes written and not yet given to a subflow."""

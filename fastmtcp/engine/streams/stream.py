@@ -11,6 +11,9 @@ from fastmtcp.engine.streams.send_buffer import Buffer
 from fastmtcp.engine.streams.send_side import SendSide
 from fastmtcp.engine.wire.errors import ResetCode
 
+NO_ID = -1
+"""Of a stream that waits: the peer knows nothing of it, and no session has given it an id."""
+
 NO_SUBFLOW = -1
 """Stands for a subflow's id where there is none."""
 
@@ -132,6 +135,11 @@ class Stream:
     # --- what the application does -------------------------------------------------------
 
     @property
+    def owner(self) -> StreamOwner:
+        """The session that it is in, or was last."""
+        return self._owner
+
+    @property
     def room(self) -> int:
         """Bytes that may be read from the application now."""
         if self.send.finished or self.reset_code is not None:
@@ -170,6 +178,22 @@ class Stream:
         if self.reset_code is None:
             self._owner.reset_stream(self, code)
 
+    def begin_anew(self, owner: StreamOwner, receive: ReceiveSide, limit: int) -> None:
+        """The peer has taken nothing of it: it waits to be opened again, by `owner`."""
+        self._owner = owner
+        self.stream_id = NO_ID
+        self.receive = receive
+        self.send.restart(limit)
+        self.idle_probes = 0
+        self.avoid = NO_SUBFLOW
+
+    def drop(self, code: ResetCode) -> None:
+        """No session takes it any more."""
+        self.reset_code = code
+        self.send.buffer.clear()
+        if self.watcher is not None:
+            self.watcher.update()
+
     def take(self, count: int, now: float) -> None:
         """The application took `count` bytes from the front of `receive.data.ready`."""
         self.receive.data.take(count)
@@ -188,6 +212,12 @@ class Stream:
     def open_acked(self) -> bool:
         """True once the peer is known to have the OPEN."""
         return self.send.acked >= 0
+
+    @property
+    def is_untaken(self) -> bool:
+        """True at the opener while nothing shows that the peer has taken even the OPEN: all that
+        was sent is still held."""
+        return self.opener and not self.open_acked and not self.connected
 
     @property
     def connected(self) -> bool:

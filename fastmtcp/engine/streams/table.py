@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 from fastmtcp.engine.limits import Limits
@@ -11,7 +12,7 @@ from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.reassembly import GapPool
 from fastmtcp.engine.streams.receive_side import ReceiveSide
 from fastmtcp.engine.streams.send_memory import SendMemory
-from fastmtcp.engine.streams.stream import Stream, StreamOwner
+from fastmtcp.engine.streams.stream import NO_ID, Stream, StreamOwner
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 
 
@@ -36,6 +37,7 @@ class StreamTable:
         "streams",
         "streams_opened",
         "updated",
+        "waiting",
         "windows",
     )
 
@@ -57,6 +59,8 @@ class StreamTable:
         """Streams whose application may have something to do."""
         self.opened: list[Stream] = []
         """Streams that the peer has opened."""
+        self.waiting: OrderedDict[Stream, None] = OrderedDict()
+        """Streams of this side that the peer knows nothing of, in the order of their turns."""
         self.refused: dict[str, int] = {}
         """How many streams of the peer were refused, by the limit that was hit."""
         self.streams_opened = 0
@@ -71,11 +75,42 @@ class StreamTable:
     # --- finding, opening, accepting ------------------------------------------------------
 
     def open(self, now: float, limit: int, target: str, source: str) -> Stream:
-        """A new stream of this side, the opener. The peer gives it `limit` as credit."""
-        stream = self._add(self._ids.allocate(), limit, now, target, source)
+        """A new stream of this side, the opener, which waits for start(). The peer gives it
+        `limit` as credit."""
+        stream = self._make(NO_ID, limit, now, target, source)
+        self.waiting[stream] = None
+        return stream
+
+    def start(self) -> Stream:
+        """The stream whose turn it is has an id from now on, and may be sent."""
+        stream, _ = self.waiting.popitem(last=False)
+        stream.stream_id = self._ids.allocate()
+        self._add(stream)
         stream.receive.window.start()
         self.streams_opened += 1
         return stream
+
+    def withdraw(self, stream: Stream) -> None:
+        """The peer has not taken this stream of ours and never will, under the id it has: it is
+        in no session until one adopts it."""
+        if stream in self.waiting:
+            del self.waiting[stream]
+        else:
+            del self.streams[stream.stream_id]
+            self.holding.client.streams -= 1
+            self.streams_opened -= 1
+        self.updated.pop(stream, None)
+        self.memory.forget(stream)
+        self.memory.let_go(stream.send.held)
+        stream.receive.window.close()
+        stream.stream_id = NO_ID
+
+    def adopt(self, stream: Stream, limit: int, *, first: bool) -> None:
+        """A stream that was withdrawn waits here, as the `first` or the last."""
+        stream.begin_anew(self._owner, self._receive_side(), limit)
+        self.memory.add(stream.send.held)
+        self.waiting[stream] = None
+        self.waiting.move_to_end(stream, last=not first)
 
     def is_new(self, stream_id: int) -> bool:
         """True the first time that the peer names a stream it may open. An id that is neither new
@@ -96,7 +131,9 @@ class StreamTable:
         if limit:
             self.refused[limit] = self.refused.get(limit, 0) + 1
             return None
-        return self._add(stream_id, 0, now)
+        stream = self._make(stream_id, 0, now)
+        self._add(stream)
+        return stream
 
     def never_opened(self, stream_id: int) -> None:
         """The peer has reset a stream that is not here: its OPEN, if that comes, is too late."""
@@ -119,10 +156,13 @@ class StreamTable:
 
     def forget(self, stream: Stream) -> None:
         """The stream is finished or was reset: it gives back what it holds."""
-        if self.streams.pop(stream.stream_id, None) is None:
+        if self.streams.pop(stream.stream_id, None) is not None:
+            self.holding.client.streams -= 1
+        elif stream in self.waiting:
+            del self.waiting[stream]
+        else:
             return
         self.memory.forget(stream)
-        self.holding.client.streams -= 1
         self._past_sent += stream.send.buffer.end
         self._past_received += stream.receive.data.next
         held = stream.send.held
@@ -151,22 +191,26 @@ class StreamTable:
 
     # --- internal -------------------------------------------------------------------------
 
-    def _add(
+    def _add(self, stream: Stream) -> None:
+        self.streams[stream.stream_id] = stream
+        self.holding.client.streams += 1
+
+    def _receive_side(self) -> ReceiveSide:
+        return ReceiveSide(self._limits, self.windows, self.gaps, self.holding)
+
+    def _make(
         self, stream_id: int, limit: int, now: float, target: str = "", source: str = ""
     ) -> Stream:
-        stream = Stream(
+        return Stream(
             self._owner,
             stream_id,
-            ReceiveSide(self._limits, self.windows, self.gaps, self.holding),
+            self._receive_side(),
             opener=self.opener,
             limit=limit,
             now=now,
             target=target,
             source=source,
         )
-        self.streams[stream_id] = stream
-        self.holding.client.streams += 1
-        return stream
 
     def _limit_hit(self, now: float) -> str:
         """The limit that keeps the peer from opening one more stream; empty if it may."""

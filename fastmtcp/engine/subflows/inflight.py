@@ -54,6 +54,10 @@ class InFlight:
             self.delivered = True
         return False
 
+    def forget(self, stream: Stream) -> None:
+        """`stream` begins anew: what was sent of it means nothing any more."""
+        self._ranges = deque(one for one in self._ranges if one[0] is not stream)
+
     def clear(self) -> None:
         self._ranges.clear()
 

@@ -18,6 +18,7 @@ class ResetCode(enum.IntEnum):
     INTERNAL = 7  # a fault of ours
     NOT_ALLOWED = 8  # the server lets nobody, or not this client, go to this target
     IDLE = 9  # nothing moved for too long
+    LIMIT = 10  # not taken, for a limit of the server's: it may be opened again, later
 
     @property
     def explanation(self) -> str:
@@ -36,7 +37,11 @@ _EXPLANATIONS = {
     ResetCode.INTERNAL: "an internal error",
     ResetCode.NOT_ALLOWED: "the server does not allow this target",
     ResetCode.IDLE: "nothing moved on it for too long",
+    ResetCode.LIMIT: "the server has too many streams",
 }
+
+UNTAKEN = frozenset((ResetCode.DRAINING, ResetCode.LIMIT))
+"""A server that resets a stream with one of these has done nothing about it."""
 
 
 class SessionCode(enum.IntEnum):
