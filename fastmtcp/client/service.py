@@ -30,7 +30,7 @@ from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.netlink import NetworkWatch
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.tcp import tune
+from fastmtcp.io.tcp import keep_alive, tune
 from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Waiting
 from fastmtcp.proxy.requests import ProxyRequest
@@ -127,6 +127,7 @@ class ClientService:
         """Make an application's socket the end of a stream; `budget` is as in Relay, `on_close` as
         in SessionDriver.add_relay()."""
         tune(sock)
+        keep_alive(sock, self._config.keepalive)
         relay = session.driver.add_relay(sock, stream, budget, on_close)
         if not stream.open_sent and not stream.send.backlog:
             if not self._quiet:

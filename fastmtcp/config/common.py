@@ -26,6 +26,8 @@ from fastmtcp.status import control_name
 
 MAX_WORKERS = 256
 CONTROL_OFF = "off"
+MAX_KEEPALIVE = 32767
+"""Seconds, the most that Linux takes."""
 
 # As useradd(8) and groupadd(8) allow them.
 _NAME = r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?"
@@ -106,6 +108,18 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             unit="seconds",
         ),
     ] = 120.0
+    keepalive: Annotated[
+        int,
+        Meta(ge=0, le=MAX_KEEPALIVE),
+        Setting(
+            SESSIONS,
+            "TCP keep-alive to applications and targets: how long nothing may come from one before "
+            "its system is asked whether it is still there. If it is not, the stream is reset "
+            "after as long again. 0 is off.",
+            metavar="SECONDS",
+            unit="seconds",
+        ),
+    ] = 60
     control: Annotated[
         str | None,
         Setting(

@@ -107,6 +107,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A stream on which nothing moved for this long is reset; 0 is never. A peer that opens streams
     and says nothing holds a connection to the target for each."""
 
+    half_closed_timeout: IdleTime = 0.0
+    """A stream of which one direction has ended, and on which nothing moved for this long, is
+    reset; 0 is never. A target that pays no attention to the end of its applications would keep
+    the places of all of them."""
+
 
 SMALL_STREAM = 128 * KIB
 """A stream that has sent less than this since it was last idle goes before bulk streams."""

@@ -113,11 +113,11 @@ class Timers:
         self._outbox.repeat(self._subflows.values())
 
     def _idle_streams(self, now: float) -> list[Stream]:
-        timeout = self._limits.stream_idle_timeout
-        if not timeout:
+        limits = self._limits
+        if not (limits.stream_idle_timeout or limits.half_closed_timeout):
             return []
         streams = self._table.streams.values()
-        return [stream for stream in streams if liveness.is_idle(stream, timeout, now)]
+        return [stream for stream in streams if liveness.is_idle(stream, limits, now)]
 
     def _end_of_session(self, streams: int, now: float) -> tuple[SessionCode, str] | None:
         """Why to end a session with so many streams, if it has had nothing to do, or no subflow,

@@ -12,6 +12,12 @@ _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 _USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 _CONGESTION = getattr(socket, "TCP_CONGESTION", 13)
 
+_KEEPIDLE = getattr(socket, "TCP_KEEPIDLE", 0x10)
+"""As TCP_KEEPALIVE of macOS, which Python has only lately."""
+_KEEPINTVL = socket.TCP_KEEPINTVL
+_KEEPCNT = socket.TCP_KEEPCNT
+_PROBES = 4
+
 _RTO_MAX = 44
 """TCP_RTO_MAX_MS, since Linux 6.15."""
 _ABORT = struct.pack("ii", 1, 0)
@@ -47,6 +53,21 @@ def read_urgent_in_line(sock: socket.socket) -> None:
     else recv() skips it. What a listening TCP socket accepts has that from it."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def keep_alive(sock: socket.socket, idle: int) -> None:
+    """Ask the peer's kernel whether it is there when nothing has come for `idle` seconds, and again
+    four times in as many seconds; without an answer the connection fails. One that has forgotten
+    the connection answers with an RST. 0 is off."""
+    if not idle:
+        return
+    interval = max(1, idle // _PROBES)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((_KEEPIDLE, idle), (_KEEPINTVL, interval), (_KEEPCNT, _PROBES)):
+        # A unix socket has none of them.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def tune_subflow(sock: socket.socket, lowat: int, timeout: float) -> None:

@@ -14,7 +14,7 @@ from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.dialer import Dial, ForbiddenError
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
-from fastmtcp.io.tcp import text_address, tune
+from fastmtcp.io.tcp import keep_alive, text_address, tune
 from fastmtcp.proxy.header import header, parse_source
 from fastmtcp.server.session import ServerSession
 
@@ -24,7 +24,7 @@ log = logging.getLogger("fastmtcp.outgoing")
 class Outgoing:
     """A stream's connection to its target, until it is up."""
 
-    __slots__ = ("_dial", "_loop", "_send_proxy", "_session", "_stream", "_target")
+    __slots__ = ("_dial", "_keepalive", "_loop", "_send_proxy", "_session", "_stream", "_target")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Outgoing:
         """Begin to connect. `permits` says to which addresses of a target that the client has
         chosen it may be connected; None stands for the server's own target."""
         self._loop = loop
+        self._keepalive = config.keepalive
         self._session = session
         self._stream = stream
         self._target = target
@@ -61,6 +62,7 @@ class Outgoing:
 
     def _connected(self, sock: socket.socket) -> None:
         tune(sock)
+        keep_alive(sock, self._keepalive)
         if self._send_proxy != "off":
             source = parse_source(self._stream.source)
             try:

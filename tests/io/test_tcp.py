@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from fastmtcp.io.tcp import abort, set_lowat, tune, tune_subflow
+from fastmtcp.io.tcp import abort, keep_alive, set_lowat, tune, tune_subflow
 
 from tests.io.net import read_all, tcp_pair
 
@@ -26,6 +26,22 @@ def test_options_of_a_subflow() -> None:
         assert option(theirs, TCP_USER_TIMEOUT) == 15000
         set_lowat(theirs, 16384)
         assert option(theirs, TCP_NOTSENT_LOWAT) == 16384
+
+
+def test_a_silent_peer_is_asked_and_given_up_after_as_long_again() -> None:
+    ours, theirs = tcp_pair()
+    with ours, theirs:
+        keep_alive(ours, 0)
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+        keep_alive(theirs, 61)
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [option(theirs, name) for name in names] == [61, 15, 4]
+        keep_alive(theirs, 1)
+        assert [option(theirs, name) for name in names] == [1, 1, 4]
+    unix, other = socket.socketpair()
+    with unix, other:
+        keep_alive(unix, 60)
 
 
 def test_buffer_sizes_are_left_to_the_kernel() -> None:

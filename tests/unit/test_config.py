@@ -112,6 +112,7 @@ drain_timeout = 0
 control = "edge.1"
 connect_timeout = 2.5
 session_timeout = 1
+keepalive = 0
 clients_file = "clients"
 tls = true
 certificate = "certificate.pem"
@@ -141,6 +142,7 @@ drain_timeout = 86400
 control = "off"
 connect_timeout = 600
 session_timeout = 86400
+keepalive = 32767
 name = "laptop"
 tls = true
 fingerprint = "{FINGERPRINT}"
@@ -207,9 +209,9 @@ def test_overrides_may_be_ready_values() -> None:
             ServerConfig,
             "zzz = 1",
             "zzz: unknown key; the keys are allow, certificate, certificate_key, client_ca_file, "
-            "clients_file, connect_timeout, control, drain_timeout, key_file, limits, listen, "
-            "log_format, log_level, public_address, send_proxy, session_timeout, target, tls, "
-            "user, workers",
+            "clients_file, connect_timeout, control, drain_timeout, keepalive, key_file, limits, "
+            "listen, log_format, log_level, public_address, send_proxy, session_timeout, target, "
+            "tls, user, workers",
         ),
         (
             ServerConfig,

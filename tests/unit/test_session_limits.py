@@ -196,6 +196,23 @@ def test_a_stream_on_which_nothing_moves_is_reset() -> None:
     assert len(pair.server.streams) == 1
 
 
+def test_a_half_closed_stream_on_which_nothing_moves_is_reset() -> None:
+    for side in ("client", "server"):
+        pair = Pair(server_limits=Limits(half_closed_timeout=10))
+        open_, _ = pair.open(b"abc")
+        both, both_theirs = pair.open(b"abc")
+        quiet, quiet_theirs = pair.open(b"abc")
+        busy, busy_theirs = pair.open(b"abc")
+        for stream in (both, both_theirs, quiet if side == "client" else quiet_theirs, busy):
+            stream.finish()
+        for _ in range(14):
+            pair.now += 1
+            busy_theirs.write(b"x")
+            pair.exchange()
+        assert quiet.reset_code is quiet_theirs.reset_code is ResetCode.IDLE
+        assert not any(one.reset_code for one in (open_, both, both_theirs, busy, busy_theirs))
+
+
 def test_streams_may_be_idle_for_ever_unless_told_otherwise() -> None:
     pair = Pair()
     quiet, _ = pair.open(b"abc")

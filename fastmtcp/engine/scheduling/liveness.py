@@ -39,14 +39,17 @@ def is_stuck(stream: Stream, limits: Limits) -> bool:
     return ticks & (ticks - 1) == 0 or ticks % int(limits.probe_interval_max) == 0
 
 
-def is_idle(stream: Stream, timeout: float, now: float) -> bool:
-    """True if nothing has moved on a stream for `timeout` seconds. Call it once a second."""
+def is_idle(stream: Stream, limits: Limits, now: float) -> bool:
+    """True if nothing has moved on a stream for as long as it may. Call it once a second."""
     send, receive = stream.send, stream.receive
     moved = send.acked + send.buffer.end + receive.data.next + receive.window.taken
     if moved != stream.moved:
         stream.moved = moved
         stream.moved_at = now
-    return now - stream.moved_at >= timeout
+    idle = now - stream.moved_at
+    if limits.half_closed_timeout and stream.is_half_closed and idle >= limits.half_closed_timeout:
+        return True
+    return bool(limits.stream_idle_timeout) and idle >= limits.stream_idle_timeout
 
 
 def wants_ping(subflow: Subflow, limits: Limits, now: float) -> bool:

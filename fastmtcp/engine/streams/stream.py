@@ -234,6 +234,11 @@ class Stream:
     def finished(self) -> bool:
         return self.send.complete and self.receive.complete
 
+    @property
+    def is_half_closed(self) -> bool:
+        """True if one direction has ended, as far as this side knows, and the other has not."""
+        return self.send.finished != (self.receive.fin_at is not None)
+
     # --- what the scheduler asks ----------------------------------------------------------
 
     @property
