@@ -154,7 +154,7 @@ class SessionDriver:
         if source.closed:
             return
         source.close(reset=True)
-        self._detach(source.subflow)
+        self._detach(source.subflow, by_fin=source.is_finished)
         if source.on_lost is not None:
             source.on_lost(reason)
         self.loop.call_soon(self.progress)
@@ -245,9 +245,9 @@ class SessionDriver:
             self._timer.cancel()
         self._on_ended(code, reason)
 
-    def _detach(self, subflow: Subflow) -> None:
+    def _detach(self, subflow: Subflow, *, by_fin: bool = False) -> None:
         del self.sockets[subflow]
-        self.session.detach(subflow, self.loop.now)
+        self.session.detach(subflow, self.loop.now, by_fin=by_fin)
 
     def _take_sample(self, source: SubflowSocket) -> None:
         """Tell the engine how the path of a subflow is, and do what follows from it."""

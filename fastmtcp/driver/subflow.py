@@ -57,6 +57,7 @@ class SubflowSocket:
         "_tls",
         "_turn",
         "closed",
+        "is_finished",
         "on_lost",
         "peer",
         "rest",
@@ -87,6 +88,8 @@ class SubflowSocket:
         self.on_lost = on_lost
         """Called once with the reason when the subflow died; not when we closed it."""
         self.closed = False
+        self.is_finished = False
+        """True once the peer's FIN was read."""
         self.rest: memoryview | None = None
         """What was read and not yet handled: nothing more is read before it is."""
         self._out: list[Buffer] = []
@@ -131,6 +134,7 @@ class SubflowSocket:
                 events.lost(self, error.strerror or str(error))
                 return
             if not count:
+                self.is_finished = True
                 events.lost(self, "closed by the peer")
                 return
             drained = count < len(space) and not self._more

@@ -177,6 +177,10 @@ OPEN_WORK = 20
 READ_WORK = 4
 """A read from a socket costs as much as this many frames."""
 
+LEFT_TIMEOUT = 20.0
+"""Seconds that a server waits for a client whose connections have all ended with a FIN and nothing
+else: its process has died, most likely, and nobody will come for its streams."""
+
 REPEAT_SPACING = 50e-6
 """Seconds for each stream until all control frames may be said again, some ten times what saying
 them costs: a peer that loses subflow after subflow must not make us do nothing else."""

@@ -189,8 +189,9 @@ class Session:
         self._lanes.refresh(self.subflows.values())
         return subflow
 
-    def detach(self, subflow: Subflow, now: float) -> None:
-        """A subflow is gone: what it carried and nobody acknowledged goes out again elsewhere."""
+    def detach(self, subflow: Subflow, now: float, *, by_fin: bool = False) -> None:
+        """A subflow is gone: what it carried and nobody acknowledged goes out again elsewhere.
+        `by_fin` is true if all that was seen of its end is a FIN of the peer."""
         if self.subflows.pop(subflow.subflow_id, None) is None:
             return
         self._inbound.detach(subflow)
@@ -199,15 +200,16 @@ class Session:
         subflow.end()
         self._now = now
         self._lanes.refresh(self.subflows.values())
-        if not self.subflows:
-            self._timers.empty_since = now
+        self._timers.on_detached(now, by_fin=by_fin, is_last=not self.subflows)
         if self.ended is not None:
             self.past.add(subflow)
             return
         self._outbound.reinject(subflow)
         subflow.inflight.clear()
         self.past.add(subflow)
-        if self.subflows:
+        if by_fin and not self.opener:
+            self._timers.repeat_later(subflow, now)
+        elif self.subflows:
             # The peer may not have seen it die.
             self._outbox.hint(Gone(subflow.subflow_id))
         self._timers.repeat_wanted = True

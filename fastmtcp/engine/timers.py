@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import msgspec
 
-from fastmtcp.engine.limits import REPEAT_SPACING, Limits
+from fastmtcp.engine.limits import LEFT_TIMEOUT, REPEAT_SPACING, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.scheduling import liveness
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
-from fastmtcp.engine.wire.frames import Ping
+from fastmtcp.engine.wire.frames import Gone, Ping
+
+FIN_PAUSE = 0.1
+"""Seconds in which the kernel closes all connections of a process that has died."""
 
 TICK = 1.0
 """Seconds between two looks at everything."""
@@ -36,8 +39,11 @@ class Timers:
     """The timers of one session."""
 
     __slots__ = (
+        "_cut_at",
+        "_finished",
         "_limits",
         "_outbox",
+        "_patience",
         "_repeat_after",
         "_subflows",
         "_table",
@@ -62,6 +68,9 @@ class Timers:
         self._tick_at = now + TICK
         self._repeat_after = now
         self._used_at = now
+        self._cut_at = float("-inf")
+        self._finished: list[int] = []
+        self._patience = limits.session_timeout
         self.empty_since: float | None = now
         """Since when there has been no subflow."""
         self.repeat_wanted = False
@@ -96,6 +105,23 @@ class Timers:
                 self._outbox.send_on(subflow, Ping(int(now)))
         return Due(dead, idle, end)
 
+    def on_detached(self, now: float, *, by_fin: bool, is_last: bool) -> None:
+        """A subflow is gone, perhaps the last one."""
+        if not by_fin:
+            self._cut_at = now
+        if is_last:
+            self.empty_since = now
+            # A client's process that lives closes a connection with a word, or an RST. Only its
+            # kernel ends all with FINs. What was cut shortly before speaks for a bad network.
+            has_left = not self._table.opener and now - self._cut_at >= LEFT_TIMEOUT
+            self._patience = LEFT_TIMEOUT if has_left else self._limits.session_timeout
+
+    def repeat_later(self, subflow: Subflow, now: float) -> None:
+        """`subflow` has ended with a FIN. If the client's process is about to die, whatever is sent
+        on the others would turn their FINs into resets."""
+        self._finished.append(subflow.subflow_id)
+        self._repeat_after = max(self._repeat_after, now + FIN_PAUSE)
+
     def may_repeat(self, now: float) -> bool:
         """True if everything should be sent again now: call repeat()."""
         return self.repeat_wanted and now >= self._repeat_after
@@ -110,6 +136,10 @@ class Timers:
                 self._outbox.ack(stream, now, urgent=True)
             if not stream.send.lost and liveness.needs_news(stream):
                 self._outbox.send(liveness.probe(stream))
+        if self._subflows:
+            for subflow_id in self._finished:
+                self._outbox.hint(Gone(subflow_id))
+        self._finished.clear()
         self._outbox.repeat(self._subflows.values())
 
     def _idle_streams(self, now: float) -> list[Stream]:
@@ -128,6 +158,7 @@ class Timers:
         elif now - self._used_at >= timeout:
             return SessionCode.NORMAL, f"no stream for {timeout:g} s"
         since = self.empty_since
-        if since is not None and now - since >= self._limits.session_timeout:
+        patience = min(self._patience, self._limits.session_timeout)
+        if since is not None and now - since >= patience:
             return SessionCode.TIMEOUT, "no subflow for too long"
         return None

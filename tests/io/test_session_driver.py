@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 from fastmtcp.engine.limits import KIB, Limits
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import SessionCode
 
 from tests.io.joined import Joined
@@ -94,6 +96,25 @@ class TestSubflowsThatBreak:
             assert len(joined.client.lost) == len(joined.server.lost) == ended
             assert not joined.client.ended
             assert not joined.server.ended
+
+    @pytest.mark.parametrize(("end", "by_fin"), [(Wire.cut, False), (Wire.hang_up, True)])
+    def test_the_session_is_told_whether_all_that_came_was_a_fin(
+        self, end: Callable[[Wire], None], by_fin: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[bool] = []
+        detach = Session.detach
+
+        def note(session: Session, subflow: Subflow, now: float, *, by_fin: bool = False) -> None:
+            told.append(by_fin)
+            detach(session, subflow, now, by_fin=by_fin)
+
+        monkeypatch.setattr(Session, "detach", note)
+        with WireBox() as box, Joined(subflows=0) as joined:
+            wire = add_wired(joined, box)
+            turn(joined.loop)
+            end(wire)
+            joined.until(lambda: len(told) == 2)
+            assert told == [by_fin] * 2
 
     def test_the_reason_is_told_once(self) -> None:
         with WireBox() as box, Joined(subflows=0) as joined:
