@@ -16,8 +16,7 @@ from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
-from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop
-from fastmtcp.io.loop import ERR, RDHUP, READ, WRITE, Loop, Timer
+from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop, Timer
 from fastmtcp.io.tcp import abort, reset_unless_finished, text_address
 
 log = logging.getLogger("fastmtcp.relay")

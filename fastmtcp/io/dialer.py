@@ -14,8 +14,7 @@ import msgspec
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.resolver import Address, Question, Resolver, numeric
-from fastmtcp.io.tcp import abort, read_urgent_in_line
-from fastmtcp.io.tcp import local_address
+from fastmtcp.io.tcp import abort, local_address, read_urgent_in_line
 
 Connected = Callable[[socket.socket], None]
 Failed = Callable[[OSError, bool], None]

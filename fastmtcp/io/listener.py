@@ -12,10 +12,8 @@ from collections.abc import Callable
 from fastmtcp.endpoint import ANY_HOST, Endpoint
 from fastmtcp.errors import StartError
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.resolver import Address
-from fastmtcp.io.tcp import abort, read_urgent_in_line, text_address
 from fastmtcp.io.resolver import Address, look_up
-from fastmtcp.io.tcp import text_address
+from fastmtcp.io.tcp import abort, read_urgent_in_line, text_address
 
 log = logging.getLogger("fastmtcp.listener")
 

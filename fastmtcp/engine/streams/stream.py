@@ -185,7 +185,7 @@ class Stream:
         self.receive = receive
         self.send.restart(limit)
         self.idle_probes = 0
-        self.avoid = NO_SUBFLOW
+        self.held_up = None
 
     def drop(self, code: ResetCode) -> None:
         """No session takes it any more."""
