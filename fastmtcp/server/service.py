@@ -263,6 +263,8 @@ class ServerService:
 
     def _report(self) -> None:
         """Say once a second what was refused, however much it is."""
+        if self._drain.over:
+            return  # a timer of the loop would keep this service for as long as that runs
         for session_id, session in self._sessions.items():
             for limit, count in session.session.take_refused().items():
                 log.warning(

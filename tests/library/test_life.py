@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -198,6 +200,31 @@ class TestNewServers:
                 sock.sendall(b"y")
                 assert read_exactly(sock, 1) == b"y"
             client.close()
+
+
+class TestWhatIsClosed:
+    def test_it_does_not_stay_in_memory_while_others_live(
+        self, echo_server: fastmtcp.Server
+    ) -> None:
+        """They share a loop, whose timers must not hold what has ended."""
+        server = fastmtcp.Server("127.0.0.1:0", key=KEY)
+        client = fastmtcp.Client(server.addresses, key=KEY)
+        with client.connect(timeout=30) as near, server.accept(timeout=30)[0] as far:
+            near.sendall(b"hello")
+            assert read_exactly(far, 5) == b"hello"
+        ended: list[weakref.ref[object]] = [
+            weakref.ref(server._core.service),
+            weakref.ref(client._core.service),
+        ]
+        client.close()
+        server.close()
+        del client, server
+
+        def are_gone() -> bool:
+            gc.collect()
+            return not any(reference() for reference in ended)
+
+        eventually(are_gone, "the services are forgotten")
 
 
 class TestThreads:
