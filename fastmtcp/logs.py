@@ -80,7 +80,7 @@ class _Handler(logging.handlers.QueueHandler):
         self._writer = writer
         self._dropped = 0
         self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._write_out, name="log", daemon=True)
+        self._thread: threading.Thread | None = None
         self._restore: Callable[[], None] | None = None
 
     def install(self, logger: logging.Logger, level: int) -> None:
@@ -95,7 +95,7 @@ class _Handler(logging.handlers.QueueHandler):
         logger.addHandler(self)
         logger.setLevel(level)
         logger.propagate = False
-        self._thread.start()
+        self._start_thread()
 
     def stop(self) -> None:
         if self._restore is None:
@@ -105,7 +105,8 @@ class _Handler(logging.handlers.QueueHandler):
         # In a child the thread is gone, and the queue may have been copied in mid-change.
         if self._pid == os.getpid():
             self._records.put(None)
-            self._thread.join(STOP_TIMEOUT)
+            if self._thread is not None:
+                self._thread.join(STOP_TIMEOUT)
 
     def close(self) -> None:
         # logging calls this at exit, so that a program that forgot to stop loses nothing either.
@@ -128,6 +129,22 @@ class _Handler(logging.handlers.QueueHandler):
             self._dropped += 1
         else:
             self._records.put(record)
+        if self._thread is None:
+            self._start_thread()
+
+    def _start_thread(self) -> None:
+        """If there may be no more threads right now, write what can be written at once; the rest
+        waits for the next message."""
+        thread = threading.Thread(target=self._write_out, name="log", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            while not self._records.empty() and self._writer.is_ready():
+                record = self._records.get()
+                if record is not None:
+                    self._writer.write(record)
+        else:
+            self._thread = thread
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         # The inherited one writes to standard error from here, and so could block the loop.
@@ -164,6 +181,12 @@ class _Writer:
                 if error.errno != errno.EAGAIN:
                     return  # EPIPE, EIO, ENOSPC, EBADF: nobody to tell
                 self._wait()
+
+    def is_ready(self) -> bool:
+        """A line would be taken at once."""
+        poller = select.poll()
+        poller.register(self._fd, select.POLLOUT)
+        return bool(poller.poll(0))
 
     def _wait(self) -> None:
         # Somebody who shares the terminal or the pipe has made it non-blocking.

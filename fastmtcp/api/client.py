@@ -18,8 +18,10 @@ from fastmtcp.client.service import ClientService
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.credentials import Credentials
+from fastmtcp.config.limits import within
 from fastmtcp.driver.relay import Relay
 from fastmtcp.engine.streams.stream import Stream
+from fastmtcp.io import cgroup
 
 
 class _GlobalDefault(float):
@@ -56,7 +58,12 @@ class ClientCore(Core):
     def start(self) -> None:
         """Make the service, which begins to connect. On the loop."""
         self.service = ClientService(
-            self.thread.loop, self.config, self._credentials, [], self._on_pool
+            self.thread.loop,
+            self.config,
+            self._credentials,
+            [],
+            self._on_pool,
+            within(self.config.session_limits(), cgroup.memory_limit(), 1),
         )
         self.service.on_moved = self._on_moved
         self.sample_rates()

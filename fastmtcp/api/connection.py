@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Protocol
 
 from fastmtcp.driver.relay import Relay
@@ -25,8 +26,7 @@ def open_ends(wanted: Container[Names]) -> dict[int, Names]:
     its buffer, and the object we gave away may have been wrapped, copied or detached.
     """
     found: dict[int, Names] = {}
-    for name in os.listdir("/dev/fd"):
-        fd = int(name)
+    for fd in _descriptors():
         try:
             sock = socket.socket(fileno=fd)
         except OSError:  # no socket, or closed by another thread
@@ -40,6 +40,15 @@ def open_ends(wanted: Container[Names]) -> dict[int, Names]:
         if names in wanted:
             found[fd] = names
     return found
+
+
+def _descriptors() -> Iterable[int]:
+    """Those that may be open."""
+    try:
+        return [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        # No /proc. More than these takes a good part of a second.
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 16))
 
 
 class Driven(Observed, Protocol):

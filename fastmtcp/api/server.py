@@ -19,13 +19,14 @@ from fastmtcp.api.client import resolve_timeout
 from fastmtcp.api.connection import Connection, Names
 from fastmtcp.api.core import Core, Handle
 from fastmtcp.api.errors import closed_error, timeout_error
+from fastmtcp.config.limits import within
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.driver.relay import Relay
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import ConfigError
-from fastmtcp.io import resolver
+from fastmtcp.io import cgroup, resolver
 from fastmtcp.io.listener import bind, bind_those_here
 from fastmtcp.io.tcp import abort, tune
 from fastmtcp.server.service import ServerService
@@ -91,7 +92,8 @@ class ServerCore(Core):
             0,
             self._sockets,
             _NoOtherWorker(),
-            certificates=self._certificates,
+            within(self.config.session_limits(), cgroup.memory_limit(), 1),
+            self._certificates,
             on_stream=None if self.forwards else self._on_stream,
         )
         self.sample_rates()
@@ -351,7 +353,12 @@ class Server(Handle[ServerCore]):
             thread = threading.Thread(
                 target=_handle, args=(handler, sock, address), name="fastmtcp-handler", daemon=True
             )
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # Of this stream only: there may be threads again for the next one.
+                log.warning("a stream is reset: %s", error)
+                abort(sock)
 
     def __repr__(self) -> str:
         where = ", ".join(str(Endpoint(host, port)) for host, port in self.addresses)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -173,14 +174,23 @@ _threads: set[LoopThread] = set()
 
 
 def join_loop(tenant: Tenant) -> LoopThread:
-    """The thread of this process, which runs until `tenant` leaves it."""
+    """The thread of this process, which runs until `tenant` leaves it.
+
+    Raises:
+        OSError: there may be no more threads or descriptors.
+    """
     global _shared
     with _lock:
         thread = _shared
         if thread is None:
-            thread = _shared = LoopThread()
+            thread = LoopThread()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                thread.loop.close()
+                raise OSError(errno.EAGAIN, str(error)) from None
+            _shared = thread
             _threads.add(thread)
-            thread.start()
         thread.tenants.add(tenant)
         return thread
 

@@ -24,6 +24,7 @@ from fastmtcp.config.client import ClientConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.errors import FastmtcpError, StartError
+from fastmtcp.io.signals import ENDING
 from fastmtcp.io.tcp import abort
 
 _STDIN = 0
@@ -50,8 +51,8 @@ def _serve(config: ClientConfig, address: str | None) -> int:
     level = "warning" if config.log_level == "info" else config.log_level
     stop_logs = logs.start("connect", level, config.log_format)
     # What is cut short must be reset, and not look complete.
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in ENDING:
+        signal.signal(number, _interrupt)
     signal.signal(signal.SIGHUP, _hang_up)
     try:
         with Client.from_config(config, own) as client:
@@ -75,7 +76,10 @@ def _serve(config: ClientConfig, address: str | None) -> int:
 def _copy(sock: socket.socket) -> None:
     """Both directions, until both have ended."""
     sending = _Sending(sock)
-    sending.start()
+    try:
+        sending.start()
+    except RuntimeError as error:
+        raise StartError(str(error)) from None
     try:
         _receive(sock)
         if sending.error is None:

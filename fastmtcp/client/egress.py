@@ -13,6 +13,7 @@ import msgspec
 import psutil
 
 from fastmtcp.config.path import PathSpec
+from fastmtcp.io import interfaces
 from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.dialer import may_bind_to_device
 from fastmtcp.io.loop import Loop, Timer
@@ -47,15 +48,19 @@ class LocalAddress(msgspec.Struct, frozen=True):
         return ipaddress.ip_address(self.address).version
 
 
-def local_addresses() -> tuple[LocalAddress, ...]:
-    """Every address of an interface that is up, loopback included, in a fixed order."""
-    states = psutil.net_if_stats()
-    indexes = {name: index for index, name in socket.if_nameindex()}
+def local_addresses() -> tuple[LocalAddress, ...] | None:
+    """Every address of an interface that is up, loopback included, in a fixed order. None if the
+    system does not tell right now: no descriptor may be left."""
+    try:
+        devices = psutil.net_if_addrs()
+        is_up = interfaces.states(devices)
+        indexes = {name: index for index, name in socket.if_nameindex()}
+    except OSError as error:
+        log.debug("cannot look at the interfaces: %s", error.strerror)
+        return None
     found = set()
-    for device, addresses in psutil.net_if_addrs().items():
-        if device not in states or not states[device].isup:
-            continue
-        for entry in addresses:
+    for device, addresses in devices.items():
+        for entry in addresses if is_up[device] else ():
             if entry.family in (socket.AF_INET, socket.AF_INET6):
                 address = entry.address.partition("%")[0]
                 found.add(LocalAddress(device, address, indexes.get(device, 0)))

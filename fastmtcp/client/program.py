@@ -6,6 +6,8 @@ from fastmtcp.client.service import ClientService
 from fastmtcp.config import credentials
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.ingress import UnixPath
+from fastmtcp.config.limits import within
+from fastmtcp.io import cgroup
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
 from fastmtcp.proxy import login
@@ -26,6 +28,7 @@ def run_client(config: ClientConfig) -> int:
     # Ports has the unix sockets last.
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = prepare(config, [way.place for way in ways])
+    limits = within(config.session_limits(), cgroup.memory_limit(), config.worker_count())
 
     def make(index: int, loop: Loop, channel: Channel) -> ClientService:
         def on_pool(up: int, wanted: int, trouble: str) -> None:
@@ -33,7 +36,7 @@ def run_client(config: ClientConfig) -> int:
 
         sockets = zip(ports.owners, ports.of(index), strict=True)
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
-        service = ClientService(loop, config, own, ways_in, on_pool, login=proxy_login)
+        service = ClientService(loop, config, own, ways_in, on_pool, limits, proxy_login)
         if own.tls is not None and own.tls.files:
             FileWatch(loop, own.tls.files, own.tls.again, service.set_certificates)
         return service

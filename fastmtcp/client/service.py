@@ -27,7 +27,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
-from fastmtcp.io.loop import Loop
+from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.netlink import NetworkWatch
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import keep_alive, tune
@@ -44,6 +44,9 @@ _QUIET = 0.002
 first: its stream is opened without waiting for bytes to go with the OPEN."""
 
 _TICK = 0.5
+
+_LOOK_AGAIN = 1.0
+"""Seconds until the interfaces are looked at again after the system did not tell them."""
 
 
 class ClientService:
@@ -69,7 +72,12 @@ class ClientService:
         self._on_pool = on_pool
         self._pool = BufferPool()
         self._resolver = Resolver(loop)
-        self._local: tuple[LocalAddress, ...] = ()
+        found = local_addresses()
+        self._local: tuple[LocalAddress, ...] = found or ()
+        self._routes_changed = False
+        self._look_again: Timer | None = None
+        if found is None:
+            self._look_again = loop.call_later(_LOOK_AGAIN, self._on_network)
         self._egress = Egress(
             loop, self._resolver, config.paths, config.egress == "auto", self._on_paths
         )
@@ -87,7 +95,6 @@ class ClientService:
         self.target = str(config.target or "")
         self._drain = Drain(loop, lambda: self.drivers, self._stop)
         self._current = self._new_session()
-        self._local = local_addresses()
         self._egress.refresh(self._local)
         self._arrivals = Arrivals(loop, login, config.accept_proxy, self._on_arrival)
         self._listeners = [
@@ -282,9 +289,18 @@ class ClientService:
             log.warning("no usable local address; waiting for one")
         self._current.pool.set_paths(paths)
 
-    def _on_network(self, routes: bool) -> None:
+    def _on_network(self, routes: bool = False) -> None:
         """Addresses, links or, if `routes`, routes of this machine have changed."""
-        before, self._local = self._local, local_addresses()
+        self._routes_changed |= routes
+        if self._look_again is not None:
+            self._look_again.cancel()
+        found = local_addresses()
+        if found is None:
+            # All stays as it was until the system tells again.
+            self._look_again = self._loop.call_later(_LOOK_AGAIN, self._on_network)
+            return
+        routes, self._routes_changed = self._routes_changed, False
+        before, self._local = self._local, found
         if not routes and self._local == before:
             return
         # By interface: what is bound to one that was made anew with the same address is dead.
@@ -339,5 +355,7 @@ class ClientService:
         for session in self._sessions():
             session.close("the client is shutting down")
         self._network.close()
+        if self._look_again is not None:
+            self._look_again.cancel()
         self._egress.close()
         self._resolver.close()

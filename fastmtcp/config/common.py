@@ -7,6 +7,7 @@ fastmtcp.config.settings.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -25,6 +26,12 @@ from fastmtcp.config.settings import (
 from fastmtcp.status import control_name
 
 MAX_WORKERS = 256
+USUAL_WORKERS = 8
+"""No more are started unless the user says so: each has connections of its own."""
+
+WORKER_SPACE = 64 << 20
+"""Bytes that a worker needs to be of use. Where the memory is limited, that limits their number."""
+
 CONTROL_OFF = "off"
 MAX_KEEPALIVE = 32767
 """Seconds, the most that Linux takes."""
@@ -85,7 +92,15 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = None
     workers: Annotated[
         Workers | None,
-        Setting(PROCESSES, "Worker processes.", metavar="N", default_text="one per usable CPU"),
+        Setting(
+            PROCESSES,
+            "Worker processes. By default there is one for each CPU that this process may use, by "
+            "its affinity and by the CPU quota of its control group, but not more than "
+            f"{USUAL_WORKERS}, nor than one for each {WORKER_SPACE >> 20} MiB that the group may "
+            "use.",
+            metavar="N",
+            default_text=f"one per usable CPU, up to {USUAL_WORKERS}",
+        ),
     ] = None
     drain_timeout: Annotated[
         float,
@@ -152,16 +167,30 @@ class Config(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
 
     def worker_count(self) -> int:
-        """The number of workers to start: as set, or one for each CPU this process may use."""
+        """The number of workers to start: as set, or what this process may use. It is another one
+        when the limits of the control group have changed."""
         if self.workers is not None:
             return self.workers
-        import psutil
+        from fastmtcp.io import cgroup
 
-        try:
-            usable = len(psutil.Process().cpu_affinity() or ())
-        except AttributeError:  # macOS has no affinity
-            usable = psutil.cpu_count() or 0
-        return min(max(usable, 1), MAX_WORKERS)
+        limits = [USUAL_WORKERS, _usable_cpus()]
+        quota, memory = cgroup.cpu_quota(), cgroup.memory_limit()
+        if quota is not None:
+            limits.append(int(quota))
+        if memory is not None:
+            limits.append(memory // WORKER_SPACE)
+        return max(min(limits), 1)
+
+
+def _usable_cpus() -> int:
+    import psutil
+
+    try:
+        return len(psutil.Process().cpu_affinity() or ())
+    except AttributeError:  # macOS has no affinity
+        return psutil.cpu_count() or 1
+    except (psutil.Error, OSError):  # no /proc
+        return len(os.sched_getaffinity(0))
 
 
 def check_file(config: Config, key: str) -> None:

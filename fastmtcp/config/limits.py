@@ -5,11 +5,21 @@ All sizes are bytes, all times seconds. The fields that have a Meta are the keys
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
+import msgspec
 from msgspec import Meta
 
-from fastmtcp.engine.limits import IdleTime, Limits
+from fastmtcp.engine.limits import MIB, IdleTime, Limits
+
+MEMORY_PART = 4
+"""All workers' sessions together hold this part of what the control group may use. The processes
+themselves and the kernel's buffers of their sockets, which are charged to the group too, take the
+rest."""
+
+_LEAST = 16 * MIB
+
+AnyLimits = TypeVar("AnyLimits", bound=Limits)
 
 
 class ClientLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,3 +43,16 @@ class ServerLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     opens_per_second: Annotated[float, Meta(ge=0, le=1e6)] = 5000.0
     session_idle_timeout: IdleTime = 0.0
+
+
+def within(limits: AnyLimits, memory: int | None, workers: int) -> AnyLimits:
+    """`limits` lowered to what each of `workers` may have of `memory` bytes (None: no limit): the
+    kernel would kill one that holds more, and cut all its streams. A `worker_memory` that the user
+    has set stays as it is."""
+    if memory is None or limits.worker_memory != Limits().worker_memory:
+        return limits
+    most = max(_LEAST, memory // MEMORY_PART // workers)
+    names = ("worker_memory", "window_pool", "send_buffer", "max_window", "start_window")
+    return msgspec.structs.replace(
+        limits, **{name: min(most, getattr(limits, name)) for name in names}
+    )

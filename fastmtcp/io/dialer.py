@@ -51,11 +51,11 @@ class WayOut(msgspec.Struct, frozen=True):
 
 def may_bind_to_device() -> bool:
     """Whether this process may choose an interface (Linux; before 5.7 only with CAP_NET_RAW)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             _bind_to_device(probe, "lo")
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

@@ -19,6 +19,8 @@ T = TypeVar("T")
 _EVERY = 0.4
 """Seconds between two looks. inotify(7) would tell at once, but not on every file system."""
 
+_TRY_AGAIN = 1.0
+
 
 class FileWatch(Generic[T]):
     """Calls `changed(read())` on the loop, once soon after the start and then whenever one of the
@@ -40,8 +42,18 @@ class FileWatch(Generic[T]):
         self._read = read
         self._changed = changed
         self._stop = threading.Event()
+        self._start()
+
+    def _start(self) -> None:
+        if self._stop.is_set():
+            return
         # A daemon: a file system that hangs must not keep the worker from exiting.
-        threading.Thread(target=self._work, name="files", daemon=True).start()
+        thread = threading.Thread(target=self._work, name="files", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # No thread may be started right now; the files are as they were when they were read.
+            self._loop.call_later(_TRY_AGAIN, self._start)
 
     def close(self) -> None:
         self._stop.set()
@@ -56,6 +68,8 @@ class FileWatch(Generic[T]):
                     found = self._read()
                 except FastmtcpError as error:
                     log.warning("%s; going on with what was read before", error)
+                except Exception:
+                    log.exception("going on with what was read before")
                 else:
                     if not self._loop.call_threadsafe(partial(self._give, found)):
                         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import queue
 import socket
@@ -105,12 +106,12 @@ class Resolver:
         if self._waiting >= MAX_QUESTIONS:
             answer(OSError(errno.EAGAIN, "too many names wait to be looked up"))
             return question
+        if self._waiting >= len(self._threads) < _THREADS:
+            self._start_thread()
+        if not self._threads:
+            answer(OSError(errno.EAGAIN, "no thread can be started to look names up"))
+            return question
         self._waiting += 1
-        if self._waiting > len(self._threads) and len(self._threads) < _THREADS:
-            # A daemon: a look-up that hangs must not keep the worker from exiting.
-            thread = threading.Thread(target=self._work, name="resolver", daemon=True)
-            thread.start()
-            self._threads.append(thread)
         self._questions.put(question)
         return question
 
@@ -120,6 +121,14 @@ class Resolver:
         for _ in self._threads:
             self._questions.put(None)
 
+    def _start_thread(self) -> None:
+        """One more, if there may be more: else the others look all names up."""
+        # A daemon: a look-up that hangs must not keep the worker from exiting.
+        thread = threading.Thread(target=self._work, name="resolver", daemon=True)
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            self._threads.append(thread)
+
     def _work(self) -> None:
         while (question := self._questions.get()) is not None:
             result: list[Address] | OSError = []
@@ -128,6 +137,9 @@ class Resolver:
                     result = look_up(question.host, question.port)
             except OSError as error:
                 result = error
+            except Exception as error:
+                # Whatever it is, whoever has asked must not wait for ever.
+                result = OSError(errno.EIO, f"looking the name up failed: {error}")
             if not self._loop.call_threadsafe(partial(self._give, question, result)):
                 return
 

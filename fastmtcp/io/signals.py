@@ -12,6 +12,44 @@ from fastmtcp.io.loop import Loop
 _MANY = 64
 """Signals that came together are told once: each is a byte in the pipe."""
 
+_NOT_ENDING = {
+    # Nobody can catch these.
+    *(signal.SIGKILL, signal.SIGSTOP),
+    # They end nothing.
+    *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+    # Python ignores them: the call that caused them says so.
+    *(signal.SIGPIPE, signal.SIGXFSZ),
+    # A fault of the program, or the end that a watchdog makes of one that hangs. There is nothing
+    # left that could end in order.
+    *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV),
+    *(signal.SIGSYS, signal.SIGTRAP),
+    # A terminal was closed, or "read your files again": see hold_back().
+    signal.SIGHUP,
+}
+
+ENDING = tuple(sorted(signal.valid_signals() - _NOT_ENDING))
+"""The signals that end a process unless it catches them, those of real time among them."""
+
+
+def hold_back() -> None:
+    """Let signals that end the process wait until there is a Signals: from now on there is
+    something to tidy up. A closed terminal does not end it either."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+
+
+def let_through() -> None:
+    """Signals that end the process come again, and those that have waited now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+def leave_to_parent() -> None:
+    """In a forked child, with signals held back: its parent hears the same ones and tells it what
+    to do. Only SIGTERM, which somebody may send to this process alone, ends it."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+
 
 class Signals:
     """Calls `on_signal` on the loop when one of `numbers` has come.
@@ -21,9 +59,7 @@ class Signals:
     (signal.set_wakeup_fd). A process has one of these at a time, made on its main thread.
     """
 
-    def __init__(
-        self, loop: Loop, numbers: Sequence[signal.Signals], on_signal: Callable[[], None]
-    ) -> None:
+    def __init__(self, loop: Loop, numbers: Sequence[int], on_signal: Callable[[], None]) -> None:
         self._numbers = numbers
         self._on_signal = on_signal
         self._read, self._write = os.pipe()

@@ -12,19 +12,20 @@ from fastmtcp.errors import StartError
 
 
 class UnixListener:
-    """A listening unix socket that only its owner can connect to.
+    """A listening unix socket that its owner can connect to, and the members of its group if it is
+    made for them.
 
     Its file is removed by close(), unless it is another one by then.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, for_group: bool = False) -> None:
         """Raises StartError: somebody listens there, it is no socket, no permission."""
         self.path = path
         _remove_stale(path)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             # The mode is that of the file from its first moment: chmod() would be too late.
-            umask = os.umask(0o177)
+            umask = os.umask(0o117 if for_group else 0o177)
             try:
                 self.sock.bind(path)
             finally:
@@ -32,7 +33,7 @@ class UnixListener:
             self._file = _identity(path)
         except OSError as error:
             self.sock.close()
-            raise StartError(f"cannot listen on unix:{path}: {error.strerror}") from None
+            raise _cannot_listen(path, error) from None
         self.sock.setblocking(False)
         # It is shared by all workers, and one of them may be the first to look at it.
         self.sock.listen(4096)
@@ -63,7 +64,14 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise StartError(f"cannot listen on unix:{path}: {error.strerror}") from None
+        raise _cannot_listen(path, error) from None
+
+
+def _cannot_listen(path: str, error: OSError) -> StartError:
+    remedy = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "; it must be in a folder where the user that this runs as may make and remove it"
+    return StartError(f"cannot listen on unix:{path}: {error.strerror}{remedy}")
 
 
 def _identity(path: str) -> tuple[int, int]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from fastmtcp.config import credentials
+from fastmtcp.config.limits import within
 from fastmtcp.config.server import ServerConfig
+from fastmtcp.io import cgroup
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
 from fastmtcp.server.service import ServerService
@@ -24,12 +26,13 @@ def run_server(config: ServerConfig) -> int:
     # A bad file is wrong usage, and is told before anything has been started.
     clients, certificates = credentials.of_server(config)
     ports = prepare(config, config.listen)
+    limits = within(config.session_limits(), cgroup.memory_limit(), config.worker_count())
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
     def make(index: int, loop: Loop, _channel: Channel) -> ServerService:
         handoff = WorkerHandoff(loop, inboxes, index)
         service = ServerService(
-            loop, config, clients, index, ports.of(index), handoff, certificates=certificates
+            loop, config, clients, index, ports.of(index), handoff, limits, certificates
         )
         handoff.on_handoff = service.reception.on_handoff
         _watch_files(loop, config, service)

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import struct
+from collections.abc import Iterable
 
 MAX_NAME = 40
 """Characters. A key has more: everybody can read the names, so it must not become one."""
@@ -70,12 +71,17 @@ def parse_listed(text: str) -> list[ControlName]:
 
     Whoever wants to may bind any name: this tells what is claimed, not whose it is.
     """
+    lines = [line.split(maxsplit=7) for line in text.splitlines()]
+    # A listening socket has the flag __SO_ACCEPTCON.
+    listening = [fields[7] for fields in lines if len(fields) == 8 and fields[3] == "00010000"]
+    return sort_names([name[1:] for name in listening if name.startswith("@")])
+
+
+def sort_names(texts: Iterable[str]) -> list[ControlName]:
+    """The control sockets among names in the abstract namespace, each once."""
     found = {}
-    for line in text.splitlines():
-        fields = line.split(maxsplit=7)
-        # A listening socket has the flag __SO_ACCEPTCON.
-        if len(fields) == 8 and fields[3] == "00010000" and fields[7].startswith(f"@{_PREFIX}/"):
-            name = ControlName.parse(fields[7])
-            if name is not None:
-                found[str(name)] = name
+    for text in texts:
+        name = ControlName.parse(text) if text.startswith(f"{_PREFIX}/") else None
+        if name is not None:
+            found[str(name)] = name
     return [found[key] for key in sorted(found)]

@@ -11,8 +11,16 @@ import time
 import msgspec
 
 from fastmtcp.errors import FastmtcpError
-from fastmtcp.status.control_name import LISTED, REQUEST, ControlName, parse_listed, peer_uid
+from fastmtcp.status.control_name import (
+    LISTED,
+    REQUEST,
+    ControlName,
+    parse_listed,
+    peer_uid,
+    sort_names,
+)
 from fastmtcp.status.document import InstanceStatus
+from fastmtcp.status.socket_diag import listening_names
 
 TIMEOUT = 5.0
 """Seconds for one answer. A program gives its workers two."""
@@ -37,15 +45,21 @@ def running() -> list[ControlName]:
 
     Raises FastmtcpError if the system does not tell.
     """
+    uid = os.geteuid()
+    return [name for name in _listed() if uid in (0, name.uid)]
+
+
+def _listed() -> list[ControlName]:
     try:
         with open(LISTED, encoding="utf-8", errors="replace") as file:
-            listed = parse_listed(file.read())
+            return parse_listed(file.read())
     except OSError as error:
-        raise FastmtcpError(
-            f"cannot list control sockets: {LISTED}: {error.strerror}; name one with --socket"
-        ) from None
-    uid = os.geteuid()
-    return [name for name in listed if uid in (0, name.uid)]
+        problem = f"cannot list control sockets: {LISTED}: {error.strerror}"
+    try:
+        texts = [name.decode(errors="replace") for name in listening_names()]
+    except OSError:
+        raise FastmtcpError(f"{problem}; name one with --socket") from None
+    return sort_names(texts)
 
 
 def ask(name: ControlName, timeout: float = TIMEOUT) -> InstanceStatus:

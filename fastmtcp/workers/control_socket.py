@@ -45,11 +45,13 @@ def listen(names: list[ControlName]) -> tuple[socket.socket, ControlName]:
         StartError: all are in use.
     """
     for name in names:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = None
         try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.bind(name.address)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             if error.errno != errno.EADDRINUSE:
                 raise StartError(f"cannot make control socket {name}: {error.strerror}") from None
         else:
@@ -67,6 +69,7 @@ class ControlSocket:
     def __init__(self, loop: Loop, sock: socket.socket, ask: Ask) -> None:
         self._loop = loop
         self._sock = sock
+        """Closed if nobody can ask any more."""
         self._ask = ask
         self._askers: set[_Asker] = set()
         self._watched = False
@@ -83,8 +86,18 @@ class ControlSocket:
             for asker in list(self._askers):
                 asker.close()
 
+    def listen_on(self, sock: socket.socket | None) -> None:
+        """Free the name, and listen on another socket from now on, or no more. Those that have
+        asked are answered."""
+        self._unwatch()
+        self._sock.close()
+        if sock is not None:
+            self._sock = sock
+            self._watch()
+
     def _watch(self) -> None:
-        if not self._closed and not self._watched and len(self._askers) < MAX_ASKERS:
+        is_open = not self._closed and self._sock.fileno() >= 0
+        if is_open and not self._watched and len(self._askers) < MAX_ASKERS:
             self._watched = True
             self._loop.watch_level(self._sock.fileno(), self._on_event)
 
@@ -103,6 +116,13 @@ class ControlSocket:
             self._unwatch()
             self._loop.call_later(_PAUSE, self._watch)
             return
+        try:
+            self._accepted(sock)
+        except OSError as error:  # epoll_ctl(2): out of memory or of watches
+            log.warning("question dropped: %s", error.strerror)
+            sock.close()
+
+    def _accepted(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         if peer_uid(sock) not in (os.geteuid(), 0):
             # Answered and closed at once: other users must not fill the places.
@@ -134,8 +154,8 @@ class _Asker:
         self._asked = False
         self._out = memoryview(b"")
         self._closed = False
-        self._timer: Timer = loop.call_later(REQUEST_TIMEOUT, self.close)
         loop.watch(sock.fileno(), self._on_event)
+        self._timer: Timer = loop.call_later(REQUEST_TIMEOUT, self.close)
 
     def close(self) -> None:
         if not self._closed:

@@ -16,10 +16,11 @@ from fastmtcp.io.unix_socket import UnixListener
 
 
 class Ports:
-    """Binds a socket for each worker and address, before the first worker starts: afterwards the
-    program may be another user, who could not (ports below 1024; and all sockets of a port must
-    be of one user, SO_REUSEPORT in socket(7)). A worker listens on its own; its successor does so
-    on the same ones.
+    """Binds a socket for each worker and address, before the first worker starts and before the
+    program becomes another user, who could not (ports below 1024; and all sockets of a port must
+    be of one user, SO_REUSEPORT in socket(7)). Unix sockets are made after that: their files
+    belong to the user then, who must be able to remove them. A worker listens on its own; its
+    successor does so on the same ones.
 
     With SO_REUSEPORT a second program of the same user could bind the same port and silently get
     a share of the connections. So each address is first bound without it, which fails if anybody
@@ -27,8 +28,8 @@ class Ports:
     """
 
     def __init__(self, places: Sequence[Place], workers: int) -> None:
-        """Unix sockets come last. Raises StartError: in use, not ours, no such address, no
-        permission."""
+        """The unix sockets among `places`, the last of them, are made by bind_files(). Raises
+        StartError: in use, not ours, no such address, no permission."""
         self.names: list[str] = []
         self.owners: list[int] = []
         """For each socket of a worker the index of its place."""
@@ -37,15 +38,27 @@ class Ports:
         """What is to be said of addresses that this machine does not have."""
         self._sockets: list[list[socket.socket]] = [[] for _ in range(workers)]
         self._unix: list[UnixListener] = []
+        self._files = [
+            (number, place) for number, place in enumerate(places) if isinstance(place, UnixPath)
+        ]
         try:
             for number, place in enumerate(places):
-                if isinstance(place, UnixPath):
-                    self._unix.append(UnixListener(place.path))
-                    self.names.append(str(place))
-                else:
+                if not isinstance(place, UnixPath):
                     self._bind(place)
-                self.owners += [number] * (len(self.names) - len(self.owners))
-        except StartError:
+                    self.owners += [number] * (len(self.names) - len(self.owners))
+        except BaseException:
+            self.close()
+            raise
+
+    def bind_files(self, *, for_group: bool = False) -> None:
+        """Make the unix sockets. Their user may connect, and with `for_group` the members of the
+        group of this process. Raises StartError: in use, no socket, no permission."""
+        try:
+            for number, place in self._files:
+                self._unix.append(UnixListener(place.path, for_group=for_group))
+                self.names.append(str(place))
+                self.owners.append(number)
+        except BaseException:
             self.close()
             raise
 
@@ -54,9 +67,15 @@ class Ports:
         return self._sockets[index] + [listener.sock for listener in self._unix]
 
     def close(self) -> None:
-        """Remove the files of unix sockets. The supervisor's sockets end with its process."""
+        """Listen no more, and remove the files of unix sockets: a successor may have all of them.
+        A worker that hangs does not keep a port either, as its socket is the same one as ours."""
         for listener in self._unix:
             listener.close()
+        for index, sockets in enumerate(self._sockets):
+            self.silence(index)
+            for sock in sockets:
+                sock.close()
+            sockets.clear()
 
     def keep_only(self, index: int) -> None:
         """In the worker's process: close what belongs to the others."""

@@ -19,6 +19,8 @@ class Account(msgspec.Struct, frozen=True):
     gid: int
     groups: tuple[int, ...]
     """Supplementary groups: those of the user, or only the group that was named."""
+    has_group: bool
+    """A group was named, whose members are to use what is made for it."""
 
 
 def find(text: str) -> Account:
@@ -45,7 +47,7 @@ def find(text: str) -> Account:
             f"--user {text!r}: only root can become another user; start as root or leave it out"
         )
     groups = [gid] if colon else os.getgrouplist(name, gid)
-    return Account(name, user.pw_uid, gid, tuple(sorted(set(groups) - {0})))
+    return Account(name, user.pw_uid, gid, tuple(sorted(set(groups) - {0})), bool(colon))
 
 
 def drop(account: Account) -> None:

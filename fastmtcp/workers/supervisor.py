@@ -20,8 +20,8 @@ from fastmtcp.driver.service import Service
 from fastmtcp.errors import StartError
 from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.loop import Loop, Timer
-from fastmtcp.io.signals import Signals
-from fastmtcp.status.control_name import ControlName
+from fastmtcp.io.signals import ENDING, Signals, hold_back, leave_to_parent, let_through
+from fastmtcp.status.control_name import MAX_NAME, ControlName
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
@@ -40,8 +40,6 @@ from fastmtcp.workers.ports import Ports
 from fastmtcp.workers.worker import EXIT_CANNOT_START, EXIT_CLEAN, Worker
 
 log = logging.getLogger("fastmtcp.supervisor")
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _FIRST_DELAY = 0.5
 _MAX_DELAY = 30.0
@@ -99,7 +97,11 @@ class Supervisor:
         self._ports = ports
         self._make_service = make_service
         self._waits_for_subflows = waits_for_subflows
-        self._loop = Loop()
+        try:
+            self._loop = Loop()
+        except OSError:
+            ports.close()
+            raise
         self._workers = [WorkerProcess(index) for index in range(config.worker_count())]
         self._stop_logs: Callable[[], None] = _nothing
         self._exit_code = 0
@@ -109,6 +111,7 @@ class Supervisor:
         self._ready_timer: Timer | None = None
         self._signals: Signals | None = None
         self._control: ControlSocket | None = None
+        self._control_name = ""
         self._notifier = Notifier()
         self._overview = Overview(
             self._loop, config.program, ports.names, self._workers, self._state
@@ -118,7 +121,10 @@ class Supervisor:
         """Returns the exit code of the program."""
         self._start_logs()
         try:
-            self._signals = Signals(self._loop, _STOP_SIGNALS, self._on_signal)
+            self._signals = Signals(self._loop, ENDING, self._on_signal)
+            let_through()
+            # If whoever started us ignores it, the kernel forgets how a worker ended.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._open_control()
             for words in self._ports.left_out:
                 log.warning(words)
@@ -136,27 +142,69 @@ class Supervisor:
     # --- workers ------------------------------------------------------------------------------
 
     def _spawn(self, worker: WorkerProcess) -> None:
+        """Start a worker, or try again later: that there is no process or descriptor left right now
+        must not end those that are at work."""
         if self._stopping:
             return
+        try:
+            self._start(worker)
+        except OSError as error:
+            delay = worker.backoff.next()
+            log.error(
+                "cannot start worker %d: %s; trying again in %.1f s",
+                worker.index,
+                error.strerror,
+                delay,
+            )
+            self._loop.call_later(delay, lambda: self._spawn(worker))
+
+    def _start(self, worker: WorkerProcess) -> None:
+        """Raises OSError, and leaves nothing behind then."""
         ours, theirs = pair()
-        # A forked child has this thread only: the log thread must not hold a lock right now.
-        self._stop_logs()
-        pid = os.fork()
-        if pid == 0:
+        pid, pidfd = 0, -1
+        try:
+            pid = self._fork(worker, ours, theirs)
+            pidfd = os.pidfd_open(pid)
+            channel = Channel(
+                self._loop, ours, lambda message: self._on_message(worker, message), _nothing
+            )
+            try:
+                self._loop.watch_level(pidfd, lambda _mask: self._on_exit(worker))
+            except OSError:
+                channel.close()
+                raise
+        except OSError:
             ours.close()
-            self._become_worker(worker, theirs)
-        theirs.close()
-        self._start_logs()
+            if pidfd >= 0:
+                os.close(pidfd)
+            if pid:
+                _kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            raise
+        finally:
+            theirs.close()
         worker.pid = pid
-        worker.pidfd = os.pidfd_open(pid)
+        worker.pidfd = pidfd
+        worker.channel = channel
         worker.serving = False
         worker.pool = None
         worker.aborted_at = None
         worker.started_at = worker.heard_at = self._loop.clock()
-        worker.channel = Channel(
-            self._loop, ours, lambda message: self._on_message(worker, message), _nothing
-        )
-        self._loop.watch_level(worker.pidfd, lambda _mask: self._on_exit(worker))
+
+    def _fork(self, worker: WorkerProcess, ours: socket.socket, theirs: socket.socket) -> int:
+        # A forked child has this thread only: the log thread must not hold a lock right now. Nor
+        # must the child tell a signal of its own by our pipe, as long as it has that.
+        self._stop_logs()
+        hold_back()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                ours.close()
+                self._become_worker(worker, theirs)
+        finally:
+            let_through()
+            self._start_logs()
+        return pid
 
     def _become_worker(self, worker: WorkerProcess, sock: socket.socket) -> None:
         """In the child; never returns."""
@@ -164,7 +212,8 @@ class Supervisor:
         try:
             if self._signals is not None:
                 self._signals.forget()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            leave_to_parent()
+            let_through()
             self._loop.close()
             if self._control is not None:
                 self._control.close()
@@ -258,16 +307,30 @@ class Supervisor:
         if chosen == CONTROL_OFF:
             return
         usual = f"{self._name}-{self._ports.first_port}"
-        names = [usual, f"{usual}-{os.getpid()}"] if chosen is None else [chosen]
+        names = [ControlName(usual), _of_this_process(usual)]
         try:
-            sock, name = listen([ControlName(name) for name in names])
+            sock, name = listen(names if chosen is None else [ControlName(chosen)])
         except StartError as error:
             if chosen is not None:
                 raise
             log.warning("%s; `fastmtcp status` will not find this one", error)
             return
         self._overview.control = str(name)
+        self._control_name = name.name
         self._control = ControlSocket(self._loop, sock, self._overview.ask)
+
+    def _free_name(self) -> None:
+        """Leave the name to a successor, which may start while our streams come to their end."""
+        if self._control is None:
+            return
+        sock = None
+        try:
+            sock, name = listen([_of_this_process(self._control_name)])
+        except StartError as error:
+            log.warning("%s; `fastmtcp status` will not find this one any more", error)
+        else:
+            self._overview.control = str(name)
+        self._control.listen_on(sock)
 
     def _state(self) -> str:
         if self._stopping:
@@ -330,13 +393,15 @@ class Supervisor:
             self._stop(timeout)
 
     def _stop(self, timeout: float) -> None:
-        self._stopping = True
+        again, self._stopping = self._stopping, True
         micros = int((timeout + _GRACE + _KILL) * 1e6)
         self._notifier.send("STOPPING=1", f"EXTEND_TIMEOUT_USEC={micros}")
-        self._ports.close()
         for worker in self._workers:
             if worker.channel is not None:
                 worker.channel.send(Drain(timeout))
+        if not again:
+            self._ports.close()
+            self._free_name()
         self._loop.call_later(timeout + _GRACE, self._kill_all)
         if not any(worker.pid for worker in self._workers):
             self._loop.stop()
@@ -349,6 +414,12 @@ class Supervisor:
 
     def _start_logs(self) -> None:
         self._stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
+
+
+def _of_this_process(name: str) -> ControlName:
+    """A name like `name` that no other process has."""
+    number = f"-{os.getpid()}"
+    return ControlName(name[: MAX_NAME - len(number)] + number)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

@@ -54,9 +54,8 @@ class Worker:
         """Serve; returns the exit code of the process."""
         stop_logs = logs.start(self._name, self._config.log_level, self._config.log_format)
         try:
-            # SIGTERM drains: a service manager sends it to every process of the service. SIGINT
-            # from a terminal reaches all of them too, but is the supervisor's to answer.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # SIGTERM drains: a service manager sends it to every process of the service. All others
+            # are the supervisor's to answer, also those that a terminal sends to all processes.
             Signals(self._loop, (signal.SIGTERM,), self._on_signal)
             try:
                 self._service = self._make(self._loop, self._channel)

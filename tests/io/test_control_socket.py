@@ -340,6 +340,13 @@ def test_unknown_keys_of_a_later_version_are_no_error(served: Served) -> None:
     assert served.run(instances.ask, served.name).result() == status()
 
 
+def test_what_runs_is_found_without_proc(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = [str(name) for name in instances.running()]
+    assert str(served.name) in usual
+    monkeypatch.setattr(instances, "LISTED", "/nowhere/net/unix")
+    assert [str(name) for name in instances.running()] == usual
+
+
 def test_what_runs_is_found(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(served.name) in map(str, instances.running())
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -230,4 +231,23 @@ def test_local_addresses_are_those_of_interfaces_that_are_up(
         LocalAddress("eth1", "10.1.0.2", 7),
         LocalAddress("eth0", "fe80::2", 2),
     )
-    assert [local.is_usable for local in local_addresses()] == [True, True, False]
+    assert [local.is_usable for local in local_addresses() or ()] == [True, True, False]
+
+
+def no_proc(*_: object) -> None:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+def test_local_addresses_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = local_addresses()
+    assert usual
+    monkeypatch.setattr(psutil, "net_if_stats", no_proc)
+    assert local_addresses() == usual
+
+
+def test_local_addresses_that_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(psutil, "net_if_addrs", no_descriptor)
+    assert local_addresses() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,3 +58,20 @@ def test_every_change_is_seen_and_a_broken_file_changes_nothing(
     run_until(loop, lambda: len(seen) > count, "the other file")
     watch.close()
     assert loop._handlers == {}
+
+
+def test_without_a_thread_it_tries_again(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    path = tmp_path / "list"
+    path.write_text("one")
+    seen: list[str] = []
+    monkeypatch.setattr("fastmtcp.io.file_watch._TRY_AGAIN", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        watch = FileWatch(loop, [str(path)], path.read_text, seen.append)
+    run_until(loop, lambda: seen == ["one"], "it is read after all")
+    watch.close()

@@ -82,6 +82,46 @@ def test_an_unknown_name_is_an_error_and_not_a_crash(
     assert answers[0].strerror or str(answers[0])
 
 
+@pytest.mark.parametrize("error", [LookupError("unknown encoding: idna"), MemoryError()])
+def test_whatever_goes_wrong_is_an_answer(
+    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    real = socket.getaddrinfo
+
+    def broken(*arguments: object, **options: object) -> object:
+        if options.get("flags"):
+            return real(*arguments, **options)  # type: ignore[arg-type]
+        raise error
+
+    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", broken)
+    answers: list[Result] = []
+    for _ in range(5):  # more than there are threads
+        resolver.resolve("localhost", 80, answers.append)
+    run_until(loop, lambda: len(answers) == 5)
+    assert all(isinstance(answer, OSError) for answer in answers)
+    monkeypatch.undo()
+    resolver.resolve("localhost", 80, answers.append)
+    run_until(loop, lambda: len(answers) == 6)
+    assert isinstance(answers[-1], list)
+
+
+def test_without_a_thread_the_question_fails_and_the_next_one_is_answered(
+    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    answers: list[Result] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        resolver.resolve("localhost", 80, answers.append)
+        assert isinstance(answers[0], OSError)
+        assert "thread" in str(answers[0])
+    resolver.resolve("localhost", 80, answers.append)
+    run_until(loop, lambda: len(answers) == 2)
+    assert isinstance(answers[1], list)
+
+
 def test_a_slow_name_does_not_hold_the_others_up(
     loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

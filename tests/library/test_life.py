@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 
 import fastmtcp
+import psutil
 import pytest
 from fastmtcp.api import pair, thread
 
@@ -225,6 +227,62 @@ class TestWhatIsClosed:
             return not any(reference() for reference in ended)
 
         eventually(are_gone, "the services are forgotten")
+
+
+class TestWhenTheSystemHasNoMore:
+    def test_interfaces_that_cannot_be_looked_at_end_nothing(
+        self, echo_server: fastmtcp.Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_descriptor() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with (
+            fastmtcp.Client(echo_server.addresses, key=KEY) as client,
+            client.connect(timeout=30) as sock,
+        ):
+            core = client._core
+            with monkeypatch.context() as patch:
+                patch.setattr(psutil, "net_if_addrs", no_descriptor)
+                core.thread.call(core.service._on_network, True).result()
+                sock.sendall(b"there")
+                assert read_exactly(sock, 5) == b"there"
+            eventually(lambda: not core.service._routes_changed, "it is looked at again")
+            sock.sendall(b"still")
+            assert read_exactly(sock, 5) == b"still"
+
+    def test_without_a_thread_there_is_no_client_but_a_later_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def no_thread(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(OSError, match="thread"):
+                fastmtcp.Client("127.0.0.1:1")
+        with fastmtcp.Client("127.0.0.1:1") as client:
+            assert client.status() is not None
+
+    def test_a_handler_without_a_thread_costs_its_stream_only(
+        self, server: fastmtcp.Server, client: fastmtcp.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = threading.Thread.start
+        refused: list[str] = []
+
+        def start(thread: threading.Thread) -> None:
+            if thread.name == "fastmtcp-handler" and not refused:
+                refused.append(thread.name)
+                raise RuntimeError("can't start new thread")
+            real(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        serving = Background(server.serve_forever, lambda sock, _: sock.sendall(b"hello"))
+        with client.connect(timeout=30, wait=False) as first:
+            eventually(lambda: is_reset(first), "the stream is reset")
+        with client.connect(timeout=30) as second:
+            assert read_all(second) == b"hello"
+        server.close()
+        serving.result()
 
 
 class TestThreads:

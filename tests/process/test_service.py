@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import signal
 import socket
+import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from fastmtcp.status.control_name import ControlName
 from fastmtcp.status.query import ask
 
 from tests.io.net import WAIT, read_all
-from tests.process.programs import Program, Programs, eventually
+from tests.process.programs import ALL_UP, Program, Programs, eventually
 from tests.process.targets import Target, round_trip
 
 NOBODY = pwd.getpwnam("nobody")
@@ -43,6 +47,28 @@ def low_port() -> int:
                 continue
             return port
     pytest.fail("no port below 1024 is free")
+
+
+_NOTE_IMPORTS = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if forked:
+            with open(os.environ["LATE_IMPORTS"], "a") as file:
+                file.write(name + os.linesep)
+
+def fork():
+    if not forked:
+        with open(os.environ["LATE_IMPORTS"], "w") as file:
+            file.write("-")
+    forked.append(True)
+
+forked = []
+if os.environ.get("LATE_IMPORTS"):
+    sys.meta_path.insert(0, Finder())
+    os.register_at_fork(before=fork)
+"""
 
 
 class TestAnotherUser:
@@ -84,6 +110,71 @@ class TestAnotherUser:
             return
         server = programs.server(echo_target.port, "--user", "daemon:nogroup")
         assert identity(server.process.pid)["Groups"] == [NOBODY.pw_gid]
+
+    @pytest.mark.parametrize(
+        ("user", "group", "mode"), [("nobody", "", 0o600), ("nobody", "daemon", 0o660)]
+    )
+    def test_its_unix_sockets_are_the_users_and_are_removed(
+        self, programs: Programs, tmp_path: Path, user: str, group: str, mode: int
+    ) -> None:
+        if os.geteuid() != 0:
+            return  # see the first one
+        account = pwd.getpwnam(user)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "a.sock"
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            client = programs.start(
+                *("fastmtcp-client", "--server", "127.0.0.1:1", "--listen", "127.0.0.1:0"),
+                *("--forward", f"unix:{path}:127.0.0.1:1"),
+                *("--user", f"{user}:{group}" if group else user, "--workers", 1),
+            ).ready()
+            status = path.stat()
+            gid = grp.getgrnam(group).gr_gid if group else account.pw_gid
+            assert (status.st_uid, status.st_gid) == (account.pw_uid, gid)
+            assert stat.S_IMODE(status.st_mode) == mode
+            code = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+            subprocess.run(
+                ["/usr/bin/python3", "-c", code, path], user=user, check=True, timeout=WAIT
+            )
+            client.signal(signal.SIGTERM)
+            assert client.wait() == 0
+            assert not path.exists()
+
+    def test_a_folder_where_it_could_not_be_removed_is_refused(
+        self, programs: Programs, tmp_path: Path
+    ) -> None:
+        if os.geteuid() != 0:
+            return  # see the first one
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            ended = programs.run(
+                *("fastmtcp-client", "--user", "nobody", "--listen", "127.0.0.1:0"),
+                *("--forward", f"unix:{folder}/a.sock:127.0.0.1:1"),
+            )
+            assert ended.returncode == 1
+            assert "may make and remove it" in ended.stderr
+            assert os.listdir(folder) == []
+
+    def test_nothing_is_imported_once_the_ports_are_bound(
+        self, programs: Programs, echo_target: Target[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The user may not be able to read it: names need a codec that Python imports late."""
+        late = programs.folder / "late"
+        (programs.folder / "sitecustomize.py").write_text(_NOTE_IMPORTS)
+        path = os.pathsep.join(filter(None, (str(programs.folder), os.environ.get("PYTHONPATH"))))
+        server = programs.server(echo_target.port, "--workers", 1)
+        monkeypatch.setenv("PYTHONPATH", path)
+        monkeypatch.setenv("LATE_IMPORTS", str(late))
+        # Nothing here is a name but the server's, which the worker looks up.
+        unix = programs.folder / "a.sock"
+        client = programs.start(
+            *("fastmtcp-client", "--server", f"localhost:{server.port}", "--workers", 1),
+            *("--forward", f"unix:{unix}:127.0.0.1:1"),
+        )
+        client.wait_for(ALL_UP)
+        client.signal(signal.SIGTERM)
+        assert client.wait() == 0
+        assert late.read_text() == "-"
 
     @pytest.mark.parametrize(
         ("user", "problem"),

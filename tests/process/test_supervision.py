@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from fastmtcp.status.query import ask, running
 
 from tests.io.net import WAIT, is_reset, read_all, read_exactly, refusing_port
 from tests.process.programs import (
@@ -348,6 +349,41 @@ class TestDrain:
         server.kill()
         eventually(lambda: is_reset(target), "the target is reset")
         eventually(lambda: is_reset(application), "the application is reset")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_successor_starts_while_the_old_one_drains(
+    programs: Programs, listener: socket.socket, hangs: bool
+) -> None:
+    """Name and port are free as soon as nothing new is taken, also of a worker that hangs."""
+    fixed = ("--workers", 1, "--control", f"same-{os.getpid()}")
+    old = programs.server(port_of(listener), *fixed, "--drain-timeout", 60)
+    client = programs.client(old)
+    stream = open_stream(client, listener)
+    (worker,) = old.workers()
+    if hangs:
+        os.kill(worker, signal.SIGSTOP)
+        old.expects_trouble = True
+    try:
+        old.signal(signal.SIGTERM)
+        old.wait_for("stopping: open streams have 60 s")
+        # An application that makes no difference between a port of its own and another's.
+        new = programs.server(port_of(listener), *fixed, port=old.port)
+        assert old.process.poll() is None
+        mine = {one.name: one for one in running() if one.name.startswith(f"same-{os.getpid()}")}
+        pid = old.process.pid
+        assert sorted(mine) == [f"same-{os.getpid()}", f"same-{os.getpid()}-{pid}"]
+        assert ask(mine[f"same-{os.getpid()}"]).pid == new.process.pid
+        old_status = ask(mine[f"same-{os.getpid()}-{pid}"])
+        assert (old_status.pid, old_status.state) == (pid, "stopping")
+        if not hangs:
+            talk(*stream)
+            finish(*stream)
+            assert old.wait() == 0
+    finally:
+        if hangs:
+            os.kill(worker, signal.SIGCONT)
+    finish(*open_stream(client, listener))
 
 
 def test_a_single_worker_that_is_told_to_end_is_replaced(

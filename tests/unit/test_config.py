@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,17 @@ import msgspec
 import psutil
 import pytest
 from fastmtcp.config import common, settings
+from fastmtcp.config.checks import check_limits
 from fastmtcp.config.client import ClientConfig
 from fastmtcp.config.connections import Connections, fit
 from fastmtcp.config.ingress import WayIn
-from fastmtcp.config.limits import ServerLimits
+from fastmtcp.config.limits import ClientLimits, ServerLimits, within
 from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.engine.limits import MIB
 from fastmtcp.errors import ConfigError, FormError
+from fastmtcp.io import cgroup
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -610,7 +614,59 @@ def test_worker_count_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worker_count_has_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(1000)))
-    assert ServerConfig().worker_count() == common.MAX_WORKERS
+    assert ServerConfig().worker_count() == common.USUAL_WORKERS
+    assert ServerConfig(workers=common.MAX_WORKERS).worker_count() == common.MAX_WORKERS
+
+
+@pytest.mark.parametrize(
+    ("quota", "memory", "expected"),
+    [
+        (None, None, 8),
+        (0.5, None, 1),
+        (2.5, None, 2),
+        (64.0, None, 8),
+        (None, 150 * MIB, 2),
+        (4.0, 30 * MIB, 1),
+        (4.0, 1 << 40, 4),
+    ],
+)
+def test_worker_count_keeps_to_the_limits_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, memory: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(64)))
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: memory)
+    assert ServerConfig().worker_count() == ClientConfig().worker_count() == expected
+    assert ServerConfig(workers=20).worker_count() == 20
+
+
+def test_worker_count_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process(_: object) -> None:
+        raise psutil.NoSuchProcess(1)
+
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", no_process)
+    assert ServerConfig().worker_count() == len(os.sched_getaffinity(0))
+
+
+class TestMemoryOfTheControlGroup:
+    def test_all_workers_together_hold_a_part_of_it(self) -> None:
+        limits = within(ServerLimits(), 1024 * MIB, 4)
+        assert limits.worker_memory == 64 * MIB
+        assert limits.window_pool == limits.send_buffer == limits.max_window == 48 * MIB
+        limits = within(ServerLimits(), 150 * MIB, 2)
+        assert limits.worker_memory == 150 * MIB // 8
+        assert limits.window_pool == limits.send_buffer == 150 * MIB // 8
+        check_limits(limits)
+
+    def test_there_is_always_enough_to_work(self) -> None:
+        limits = within(ClientLimits(), 1, 8)
+        assert limits.worker_memory == 16 * MIB
+        check_limits(limits)
+
+    def test_what_fits_or_was_set_stays(self) -> None:
+        usual, own = ServerLimits(), ServerLimits(worker_memory=400 * MIB)
+        assert within(usual, None, 8) == within(usual, 64 << 30, 8) == usual
+        assert within(own, 150 * MIB, 2) == own
 
 
 @pytest.mark.parametrize("config_type", BOTH)

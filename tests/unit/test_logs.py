@@ -429,3 +429,31 @@ def test_a_process_ends_cleanly_whatever_becomes_of_standard_error(
     assert (result.returncode, result.stdout) == (0, b"alive\n")
     if stderr == "read":
         assert len(pipe.lines()) == 50
+
+
+def test_without_a_thread_lines_are_written_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pipe = Pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        stop = logs.start("test", "info", "text", fd=pipe.write_fd)
+        LOGGER.info("first")
+        assert b"first" in os.read(pipe.read_fd, 1000)
+        # Whoever reads has stopped: nobody waits, and nothing is lost.
+        os.set_blocking(pipe.write_fd, False)
+        filled = 0
+        try:
+            while True:
+                filled += os.write(pipe.write_fd, bytes(4096))
+        except BlockingIOError:
+            os.set_blocking(pipe.write_fd, True)
+        LOGGER.info("second")
+    while filled:
+        filled -= len(os.read(pipe.read_fd, filled))
+    LOGGER.info("third")
+    stop()
+    text = pipe.read_all()
+    assert text.index(b"second") < text.index(b"third")
+    pipe.close()
