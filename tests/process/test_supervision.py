@@ -367,7 +367,6 @@ def test_a_successor_starts_while_the_old_one_drains(
     try:
         old.signal(signal.SIGTERM)
         old.wait_for("stopping: open streams have 60 s")
-        # An application that makes no difference between a port of its own and another's.
         new = programs.server(port_of(listener), *fixed, port=old.port)
         assert old.process.poll() is None
         mine = {one.name: one for one in running() if one.name.startswith(f"same-{os.getpid()}")}
@@ -380,10 +379,10 @@ def test_a_successor_starts_while_the_old_one_drains(
             talk(*stream)
             finish(*stream)
             assert old.wait() == 0
+            finish(*open_stream(client, listener))
     finally:
         if hangs:
             os.kill(worker, signal.SIGCONT)
-    finish(*open_stream(client, listener))
 
 
 def test_a_single_worker_that_is_told_to_end_is_replaced(
