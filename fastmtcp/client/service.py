@@ -97,6 +97,8 @@ class ClientService:
         self._current = self._new_session()
         self._egress.refresh(self._local)
         self._arrivals = Arrivals(loop, login, config.accept_proxy, self._on_arrival)
+        for _, sock in ways_in:
+            keep_alive(sock, config.keepalive)  # what it accepts has that from it
         self._listeners = [
             Listener(loop, sock, partial(self._arrivals.accept, way)) for way, sock in ways_in
         ]
@@ -134,7 +136,6 @@ class ClientService:
         """Make an application's socket the end of a stream; `budget` is as in Relay, `on_close` as
         in SessionDriver.add_relay()."""
         tune(sock)
-        keep_alive(sock, self._config.keepalive)
         relay = session.driver.add_relay(sock, stream, budget, on_close)
         if not stream.open_sent and not stream.send.backlog:
             if not self._quiet:
