@@ -143,12 +143,9 @@ def do(address: tuple[str, int], wanted: Wanted, chunk: int, pauses: Pauses) -> 
             receive(sock, content, chunk, pauses)
         elif wanted.kind == UP:
             send(sock, content, chunk)
-            answer = json.loads(read_all(sock) or b"{}")
-            if answer.get("wrong", "no answer"):
-                raise WrongBytesError(
-                    answer.get("wrong", "a clean end without the server's answer")
-                )
-            pauses.longest, pauses.at = answer["pause"], answer["at"]
+            wrong, pauses.longest, pauses.at = read_answer(read_all(sock))
+            if wrong:
+                raise WrongBytesError(wrong)
         else:
             with sending(sock, content, chunk):
                 receive(sock, content, chunk, pauses)
@@ -198,18 +195,34 @@ def read_all(sock: socket.socket) -> bytes:
     return b"".join(iter(lambda: sock.recv(4096), b""))
 
 
+def answer(wrong: str, pauses: Pauses) -> bytes:
+    """What the server says of an upload: what is wrong, if anything, and its longest pause."""
+    return json.dumps([wrong, pauses.longest, pauses.at]).encode()
+
+
+def read_answer(data: bytes) -> tuple[str, float, float]:
+    try:
+        wrong, longest, at = json.loads(data)
+        return str(wrong), float(longest), float(at)
+    except (ValueError, TypeError):
+        raise WrongBytesError(f"the server's answer, of {len(data)} bytes, is none") from None
+
+
 def serve_one(sock: socket.socket) -> None:
     """The server's end of one transfer."""
     with sock, contextlib.suppress(OSError):
         sock.settimeout(STALL)
         pauses = Pauses()
         try:
-            wanted = Wanted.unpack(sock.recv(_WANTED.size, socket.MSG_WAITALL))
+            first = b""
+            # Not MSG_WAITALL, which does nothing on a socket with a time limit.
+            while len(first) < _WANTED.size and (more := sock.recv(_WANTED.size - len(first))):
+                first += more
+            wanted = Wanted.unpack(first)
             content = Content(wanted)
             if wanted.kind == UP:
                 receive(sock, content, max(_CHUNKS), pauses)
-                answer = {"wrong": "", "pause": pauses.longest, "at": pauses.at}
-                sock.sendall(json.dumps(answer).encode())
+                sock.sendall(answer("", pauses))
             elif wanted.kind == DOWN:
                 send(sock, content, max(_CHUNKS))
             else:
@@ -219,7 +232,7 @@ def serve_one(sock: socket.socket) -> None:
             # What comes after it has to go, or the close is a reset that overtakes the answer.
             while sock.recv(max(_CHUNKS)):
                 pass
-            sock.sendall(json.dumps({"wrong": f"at the server: {error}"}).encode())
+            sock.sendall(answer(f"at the server: {error}", pauses))
 
 
 @click.group()

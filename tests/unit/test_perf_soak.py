@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -118,7 +118,7 @@ class TestSoakEnd:
                         soak_end.receive(sock, other, 1 << 18, Pauses())
                     except WrongBytesError as error:
                         soak_end.read_all(sock)
-                        sock.sendall(json.dumps({"wrong": str(error)}).encode())
+                        sock.sendall(soak_end.answer(str(error), Pauses()))
                 else:
                     soak_end.send(sock, other, 1000)
                     soak_end.read_all(sock)
@@ -143,6 +143,25 @@ class TestSoakEnd:
         with _served(leave) as address:
             found, detail = soak_end.attempt(address, Wanted("down", 100, 0), 1000, Pauses())
         assert (found, bool(detail)) == (outcome, True)
+
+    def test_an_answer_that_is_cut_off_is_wrong(self) -> None:
+        whole = soak_end.answer("", Pauses())
+        assert soak_end.read_answer(whole) == ("", 0, 0)
+        for length in range(len(whole)):
+            with pytest.raises(WrongBytesError, match="the server's answer"):
+                soak_end.read_answer(whole[:length])
+
+    def test_what_is_wanted_may_come_in_pieces(self) -> None:
+        near, far = socket.socketpair()
+        thread = threading.Thread(target=soak_end.serve_one, args=(far,))
+        thread.start()
+        with near:
+            for byte in self.WANTED._replace(size=3).pack():
+                near.sendall(bytes([byte]))
+                time.sleep(0.001)
+            near.shutdown(socket.SHUT_WR)
+            assert soak_end.read_all(near) == Content(self.WANTED).part(0, 3)
+        thread.join()
 
     def test_a_reset_is_no_clean_end_whichever_thread_hears_of_it(self) -> None:
         def reset(sock: socket.socket) -> None:
