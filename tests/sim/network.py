@@ -20,7 +20,7 @@ class Clock:
     """Virtual time and what is going to happen in it. Seconds."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 1_000_000.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
 

@@ -16,6 +16,7 @@ from fastmtcp.server.admission import (
 )
 
 MOST = 1024
+START = 1_000_000.0
 
 
 def host(number: int) -> str:
@@ -28,15 +29,15 @@ def fail(one: Admission, where: str, count: int, now: float) -> None:
 
 
 def test_one_address_cannot_take_all_places() -> None:
-    one = Admission(0.0, MOST)
+    one = Admission(START, MOST)
     for _ in range(MAX_PER_ADDRESS):
-        assert one.accept(host(1), 0.0)
-    assert not one.accept(host(1), 0.0)
+        assert one.accept(host(1), START)
+    assert not one.accept(host(1), START)
     assert not one.take_over(host(1))
-    assert one.accept(host(2), 0.0)
+    assert one.accept(host(2), START)
     one.leave(host(1), accepted=True)
     assert one.take_over(host(1))
-    assert not one.accept(host(1), 1.0)
+    assert not one.accept(host(1), START + 1.0)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +54,13 @@ def test_what_counts_as_one_address(
     one: str, other: str, same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "MAX_PER_ADDRESS", 1)
-    connections = Admission(0.0, MOST)
-    assert connections.accept(one, 0.0)
-    assert connections.accept(other, 0.0) is not same
+    connections = Admission(START, MOST)
+    assert connections.accept(one, START)
+    assert connections.accept(other, START) is not same
 
 
 def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
-    one, now = Admission(0.0, MOST), 0.0
+    one, now = Admission(START, MOST), START
     for number in range(MOST * 3 // 4):
         while one.delay(now):
             now += 0.1
@@ -76,9 +77,9 @@ def test_when_all_places_are_taken_some_are_left_for_other_workers() -> None:
 
 
 def test_no_more_than_so_many_a_second() -> None:
-    one = Admission(0.0, MOST)
-    accepted, now = 0, 0.0
-    while now < 10:
+    one = Admission(START, MOST)
+    accepted, now = 0, START
+    while now < START + 10:
         delay = one.delay(now)
         assert delay is not None
         if delay:
@@ -91,36 +92,36 @@ def test_no_more_than_so_many_a_second() -> None:
 
 
 def test_one_that_is_closed_at_once_hardly_counts() -> None:
-    one = Admission(0.0, MOST)
+    one = Admission(START, MOST)
     for _ in range(MAX_PER_ADDRESS):
-        one.accept(host(1), 0.0)
+        one.accept(host(1), START)
     before = MAX_PER_ADDRESS + 1
     for _ in range(400):
-        assert not one.accept(host(1), 0.0)
+        assert not one.accept(host(1), START)
     assert before + 40 < ACCEPT_RATE
-    assert one.delay(0.0) == 0
+    assert one.delay(START) == 0
 
 
 def test_an_address_that_fails_often_is_slowed_down_and_forgiven() -> None:
-    one, bad, good = Admission(0.0, MOST), host(1), host(2)
-    fail(one, bad, FREE_FAILURES - 1, 0.0)
+    one, bad, good = Admission(START, MOST), host(1), host(2)
+    fail(one, bad, FREE_FAILURES - 1, START)
     for _ in range(3):
-        assert one.accept(bad, 0.0)
-    fail(one, bad, 2, 0.0)
-    assert one.accept(bad, 0.1)
-    assert not one.accept(bad, 0.2)
-    assert not one.accept(bad, 0.1 + SLOW_EVERY - 0.01)
-    assert one.accept(bad, 0.1 + SLOW_EVERY)
-    assert one.accept(good, 0.2)
-    later = 1.5 * FORGIVE_EVERY
+        assert one.accept(bad, START)
+    fail(one, bad, 2, START)
+    assert one.accept(bad, START + 0.1)
+    assert not one.accept(bad, START + 0.2)
+    assert not one.accept(bad, START + 0.1 + SLOW_EVERY - 0.01)
+    assert one.accept(bad, START + 0.1 + SLOW_EVERY)
+    assert one.accept(good, START + 0.2)
+    later = START + 1.5 * FORGIVE_EVERY
     for _ in range(3):
         assert one.accept(bad, later)
 
 
 def test_however_often_it_fails_it_is_forgiven_in_time() -> None:
-    one = Admission(0.0, MOST)
-    fail(one, host(1), 10_000, 0.0)
-    over = FORGIVE_EVERY * (MAX_FAILURES - FREE_FAILURES)
+    one = Admission(START, MOST)
+    fail(one, host(1), 10_000, START)
+    over = START + FORGIVE_EVERY * (MAX_FAILURES - FREE_FAILURES)
     assert one.accept(host(1), over - 10)
     assert not one.accept(host(1), over - 9.9)
     for _ in range(3):
@@ -128,23 +129,23 @@ def test_however_often_it_fails_it_is_forgiven_in_time() -> None:
 
 
 def test_the_memory_of_failures_is_bounded() -> None:
-    one = Admission(0.0, MOST)
-    fail(one, host(0), FREE_FAILURES, 0.0)
-    fail(one, host(1), FREE_FAILURES, 0.0)
+    one = Admission(START, MOST)
+    fail(one, host(0), FREE_FAILURES, START)
+    fail(one, host(1), FREE_FAILURES, START)
     for number in range(2, MAX_ADDRESSES + 1):
-        one.failed(host(number), 1.0)
-    one.failed(host(1), 1.0)
-    one.failed(host(9999), 1.0)
+        one.failed(host(number), START + 1)
+    one.failed(host(1), START + 1)
+    one.failed(host(9999), START + 1)
     assert len(one._records) == MAX_ADDRESSES
     # The one that failed least recently was forgotten, and the other not.
-    assert [one.accept(host(0), 1.0) for _ in range(2)] == [True, True]
-    assert [one.accept(host(1), 1.0) for _ in range(2)] == [True, False]
+    assert [one.accept(host(0), START + 1.0) for _ in range(2)] == [True, True]
+    assert [one.accept(host(1), START + 1.0) for _ in range(2)] == [True, False]
 
 
 def test_nothing_is_left_of_those_that_are_gone() -> None:
-    one = Admission(0.0, MOST)
+    one = Admission(START, MOST)
     for number in range(100):
-        one.accept(host(number), 0.0)
+        one.accept(host(number), START)
         one.take_over(host(number))
     for number in range(100):
         one.leave(host(number), accepted=True)

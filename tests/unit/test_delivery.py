@@ -36,13 +36,13 @@ def test_a_report_rides_with_the_ack() -> None:
 
 
 def test_round_trip_and_rate_are_those_to_the_peer() -> None:
-    delivery = Delivery(0.0)
+    delivery = Delivery(START)
     assert not delivery.waits
     for step in range(1, 11):
-        delivery.sent(step * 1000, step * 0.02)
+        delivery.sent(step * 1000, START + step * 0.02)
     assert delivery.waits
     for step in range(1, 11):
-        delivery.on_got(step * 1000, step * 0.02 + 0.5)
+        delivery.on_got(step * 1000, START + step * 0.02 + 0.5)
     assert delivery.rtt == pytest.approx(0.5, rel=0.05)
     assert delivery.rate == pytest.approx(50_000, rel=0.3)
     assert not delivery.waits
@@ -52,7 +52,7 @@ def test_round_trip_and_rate_are_those_to_the_peer() -> None:
 
 def test_patience_follows_how_steady_the_reports_are() -> None:
     def patience(*delays: float) -> float:
-        delivery = Delivery(0.0)
+        delivery = Delivery(START)
         for step, delay in enumerate(delays, 1):
             delivery.sent(step * 1000, float(step))
             delivery.on_got(step * 1000, step + delay)
@@ -166,8 +166,8 @@ class TestRelays:
         return now
 
     def test_what_it_hoards_shows_the_true_rate(self) -> None:
-        subflow = Subflow(1, 0.0)
-        now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=100)
+        subflow = Subflow(1, START)
+        now = self.run(subflow, START, per_step=20_000, read=10_000, steps=100)
         assert subflow.speed.rate == pytest.approx(1e6, rel=0.15)
         # What was held has been read: after a while the kernel is believed again.
         subflow.delivery.on_got(subflow.bytes_sent, now)
@@ -177,15 +177,15 @@ class TestRelays:
         assert subflow.speed.rate == self.NEXT_DOOR.delivery_rate
 
     def test_the_rate_is_kept_while_it_is_given_less(self) -> None:
-        subflow = Subflow(1, 0.0)
-        now = self.run(subflow, 0.0, per_step=20_000, read=10_000, steps=60)
+        subflow = Subflow(1, START)
+        now = self.run(subflow, START, per_step=20_000, read=10_000, steps=60)
         subflow.delivery.on_got(subflow.bytes_sent, now)
         self.run(subflow, now, per_step=1_000, read=1_000, steps=50)
         assert subflow.speed.rate == pytest.approx(1e6, rel=0.15)
 
     def test_reports_that_take_their_time_are_no_relay(self) -> None:
-        subflow = Subflow(1, 0.0)
-        now = 0.0
+        subflow = Subflow(1, START)
+        now = START
         for step in range(200):
             now += 0.01
             subflow.count_sent(50_000, now)

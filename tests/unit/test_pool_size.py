@@ -11,6 +11,7 @@ from fastmtcp.config.connections import Connections
 
 MBIT = 1e6 / 8
 CONNECT = 0.3
+START = 1_000_000.0
 
 
 class Path:
@@ -71,7 +72,7 @@ class Session:
         self.paths = paths
         self.wants = wants
         self.trunk = trunk
-        self.now = 100.0
+        self.now = START
         self.history: list[list[int]] = [[] for _ in paths]
         self._noise = noise
         self._always_hungry = always_hungry

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.limits import KIB, Limits
+from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.streams.flow_control import WindowPool
 from fastmtcp.engine.streams.reassembly import GapPool
 from fastmtcp.engine.streams.receive_side import ReceiveSide
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
+
+from tests.unit.wire import START
 
 FLOOR = 64 * KIB
 
@@ -44,7 +46,7 @@ def test_complete_when_the_application_took_all() -> None:
     side = receiver()
     accept(side, 0, b"abc", fin=True)
     side.data.take(3)
-    side.window.take(3, 0.0)
+    side.window.take(3, START)
     assert side.complete
 
 
@@ -77,7 +79,7 @@ def test_credit_that_was_not_told_does_not_count() -> None:
     side = receiver()
     accept(side, 0, b"x" * FLOOR)
     side.data.take(FLOOR)
-    side.window.take(FLOOR, 0.0)
+    side.window.take(FLOOR, START)
     with pytest.raises(RemoteError):
         accept(side, FLOOR, b"x")
     side.window.tell()
@@ -138,5 +140,27 @@ def test_an_ack_is_urgent_when_the_peer_runs_dry() -> None:
     assert side.ack_is_urgent
     side.told = side.received
     assert not side.ack_is_urgent
-    side.window.take(FLOOR // 4, 0.0)
+    side.window.take(FLOOR // 4, START)
+    assert side.ack_is_urgent
+
+
+def test_all_is_here_with_the_fin_and_every_byte_before_it() -> None:
+    side = receiver()
+    assert not side.is_all_here
+    accept(side, 0, b"ab")
+    assert not side.is_all_here
+    accept(side, 3, b"d", fin=True)
+    assert not side.is_all_here
+    assert side.received == 2
+    accept(side, 2, b"c")
+    assert side.is_all_here
+    assert not side.complete
+
+
+def test_much_that_is_not_acknowledged_is_urgent_however_large_the_window() -> None:
+    limits = Limits(floor_window=16 * MIB)
+    side = ReceiveSide(limits, WindowPool(0), GapPool(100))
+    side.data.next = 1 * MIB - 1
+    assert not side.ack_is_urgent
+    side.data.next += 1
     assert side.ack_is_urgent

@@ -24,7 +24,7 @@ from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.errors import ResetCode
 
-NOW = 50.0
+NOW = 1_000_000.0
 
 
 class Streams:

@@ -33,8 +33,8 @@ def opens(first: int, count: int) -> bytes:
 def test_a_bucket_lets_so_many_through_in_a_second() -> None:
     bucket = Bucket(10, START)
     assert [bucket.take(START) for _ in range(12)] == [True] * 10 + [False] * 2
-    assert bucket.take(START + 0.1)
-    assert not bucket.take(START + 0.1)
+    assert bucket.take(START + 0.125)
+    assert not bucket.take(START + 0.125)
     assert [bucket.take(START + 100) for _ in range(12)] == [True] * 10 + [False] * 2
     assert all(Bucket(0, START).take(START) for _ in range(1000))
 

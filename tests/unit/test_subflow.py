@@ -11,7 +11,7 @@ from fastmtcp.engine.session import Session
 from fastmtcp.engine.subflows import subflow as module
 from fastmtcp.engine.subflows.subflow import Cause, State, Subflow
 
-NOW = 7.0
+NOW = 1_000_000.0
 
 TO = {
     State.ACTIVE: (),
