@@ -152,3 +152,68 @@ def test_nothing_is_left_of_those_that_are_gone() -> None:
         one.leave(host(number), accepted=False)
     assert one._waiting == {}
     assert (one._total, one._accepted) == (0, 0)
+
+
+def test_take_overs_have_no_place_beyond_all() -> None:
+    one = Admission(START, 4)
+    for number in range(3):
+        assert one.accept(host(number), START)
+    assert one.delay(START) is None
+    assert one.take_over(host(3))
+    assert not one.take_over(host(4))
+    one.leave(host(3), accepted=False)
+    assert one.take_over(host(4))
+
+
+def test_take_overs_fill_the_places_of_those_that_come_by_themselves() -> None:
+    one = Admission(START, 4)
+    for number in range(4):
+        assert one.delay(START) == 0
+        assert one.take_over(host(number))
+    assert one.delay(START + 100) is None
+    one.leave(host(0), accepted=False)
+    assert one.delay(START + 100) == 0
+
+
+def test_one_address_has_so_many_take_overs() -> None:
+    one = Admission(START, MOST)
+    for _ in range(MAX_PER_ADDRESS):
+        assert one.take_over(host(1))
+    assert not one.take_over(host(1))
+    assert one.take_over(host(2))
+
+
+def test_there_is_always_one_place() -> None:
+    one = Admission(START, 1)
+    assert one.delay(START) == 0
+    assert one.accept(host(1), START)
+    assert one.delay(START + 9) is None
+
+
+def test_failures_are_forgotten_one_by_one() -> None:
+    one = Admission(START, MOST)
+    fail(one, host(1), 2, START)
+    record = one._records[host(1)]
+    assert record.level(START) == 2
+    assert record.level(START + FORGIVE_EVERY) == 1
+    assert record.level(START + 1.5 * FORGIVE_EVERY) == 0.5
+    assert record.level(START + 100 * FORGIVE_EVERY) == 0
+    # What was forgotten does not count for the next one.
+    one.failed(host(1), START + 100 * FORGIVE_EVERY)
+    assert record.failures == 1
+    assert record.failed_at == START + 100 * FORGIVE_EVERY
+    fail(one, host(1), 100, START + 100 * FORGIVE_EVERY)
+    assert record.failures == MAX_FAILURES == 60
+
+
+def test_the_numbers_are_those_of_the_documents() -> None:
+    found = (MAX_PER_ADDRESS, ACCEPT_RATE, FREE_FAILURES, FORGIVE_EVERY, SLOW_EVERY, MAX_ADDRESSES)
+    assert found == (256, 300.0, 20, 5.0, 1.0, 4096)
+    one = Admission(START, MOST)
+    for number in range(299):
+        assert one.accept(host(number), START)
+    fail(one, host(999), 100, START)
+    assert one.accept(host(999), START)
+    assert one.delay(START) == pytest.approx(1 / 300)
+    assert not one.accept(host(999), START)
+    assert one.delay(START) == pytest.approx(1.1 / 300)

@@ -20,6 +20,17 @@ NOT_PUBLIC = [
     *("::ffff:169.254.169.254", "64:ff9b::127.0.0.1", "64:ff9b::10.0.0.1"),
     *("64:ff9b::169.254.169.254", "64:ff9b:1::1", "2002:7f00:1::", "2001::1", "2001:db8::1"),
 ]
+RESERVED = [
+    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+    *("172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+    *("198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+    *("169.254.169.254/32", "169.254.170.2/32", "169.254.170.23/32", "168.63.129.16/32"),
+    *("100.100.100.200/32", "192.0.0.192/32"),
+    *("::/96", "::/128", "::1/128", "64:ff9b:1::/48", "100::/64", "2001::/23", "2001:db8::/32"),
+    *("2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8"),
+    *("fd00:ec2::254/128", "fd00:ec2::23/128", "fd20:ce::254/128"),
+]
+"""What the registries of IANA and the clouds keep for themselves."""
 PUBLIC = [
     *("8.8.8.8", "93.184.216.34", "172.15.0.1", "172.32.0.1", "192.167.255.255", "11.0.0.1"),
     *("100.128.0.1", "168.63.129.17", "2606:4700::1111", "2a00:1450::1", "::ffff:8.8.8.8"),
@@ -294,3 +305,42 @@ def test_an_odd_name_can_be_listed(asked: str) -> None:
     rules = [Rule.parse(f"{asked}:443")]
     assert is_allowed(rules, target, "93.184.216.34")
     assert not is_allowed(rules, target, "10.0.0.1")
+
+
+@pytest.mark.parametrize("text", RESERVED)
+def test_every_reserved_network_is_reserved_from_end_to_end(text: str) -> None:
+    network = ipaddress.ip_network(text)
+    for address in (network[0], network[-1]):
+        assert not is_public(address)
+        # A rule for all there is covers no address of a network of its own.
+        everything = "0.0.0.0/0:*" if network.version == 4 else "[::/0]:*"
+        host = str(address) if network.version == 4 else f"[{address}]"
+        assert not allowed(everything, f"{host}:80")
+        assert allowed(f"{host}:80", f"{host}:80")
+
+
+@pytest.mark.parametrize(
+    ("rule", "address", "covered"),
+    [
+        ("[fc00::/7]:*", "fd00:ec2::254", False),
+        ("[fc00::/7]:*", "fd00:ec2::23", False),
+        ("[fc00::/7]:*", "fd20:ce::254", False),
+        ("[fc00::/7]:*", "fd00:ec2::22", True),
+        ("[fd00:ec2::23]:*", "fd00:ec2::23", True),
+        ("169.254.0.0/16:*", "169.254.169.254", False),
+        ("169.254.0.0/16:*", "169.254.170.2", False),
+        ("169.254.0.0/16:*", "169.254.170.23", False),
+        ("169.254.0.0/16:*", "169.254.1.1", True),
+        ("100.64.0.0/10:*", "100.100.100.200", False),
+        ("192.0.0.0/24:*", "192.0.0.192", False),
+        ("168.63.0.0/16:*", "168.63.129.16", False),
+        ("[64:ff9b::/96]:*", "64:ff9b::a9fe:a9fe", False),
+        ("[64:ff9b::/96]:*", "64:ff9b::808:808", True),
+        ("10.0.0.0/8:*", "10.1.2.3", True),
+    ],
+)
+def test_a_network_covers_none_that_is_reserved_within_it(
+    rule: str, address: str, covered: bool
+) -> None:
+    host = f"[{address}]" if ":" in address else address
+    assert allowed(rule, f"{host}:80") is covered
