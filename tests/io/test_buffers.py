@@ -147,3 +147,68 @@ def test_nothing_is_shared_with_a_process_that_is_forked(pool: BufferPool) -> No
         os._exit(0)
     os.waitpid(pid, 0)
     assert [bytes(view[:2]) for view in views] == [b"us", b"us"]
+
+
+def test_what_is_below_8_kib_is_copied_and_takes_no_space(pool: BufferPool) -> None:
+    small, large = read(pool, b"s" * (BIG - 1)), read(pool, b"l" * BIG)
+    assert isinstance(small.obj, bytes)
+    assert not isinstance(large.obj, bytes)
+    assert len(pool.reserve()) == SLAB - BIG
+    assert (bytes(small), bytes(large)) == (b"s" * (BIG - 1), b"l" * BIG)
+
+
+def test_a_slab_is_used_until_less_than_a_read_is_left(pool: BufferPool) -> None:
+    kept = read(pool, b"x" * (SLAB - MIN_READ))
+    assert len(pool.reserve()) == MIN_READ
+    kept2 = read(pool, b"y" * BIG)
+    assert len(pool.reserve()) == SLAB
+    assert pool.slabs == 2
+    assert (kept[0], kept2[0]) == (ord("x"), ord("y"))
+
+
+def test_views_up_to_the_soft_limit_and_copies_beyond() -> None:
+    pool = BufferPool(SLAB, MIN_READ, soft_limit=2 * SLAB)
+    kept = [read(pool, b"x" * SLAB) for _ in range(3)]
+    assert [isinstance(view.obj, bytes) for view in kept] == [False, False, False]
+    assert isinstance(read(pool, b"x" * SLAB).obj, bytes)
+
+
+def test_trim_keeps_four_free_ones_those_used_last(pool: BufferPool) -> None:
+    views = [read(pool, b"x" * SLAB) for _ in range(10)]
+    pool.reserve()
+    assert pool.slabs == 11
+    last = [id(view.obj) for view in views[-4:]]
+    held = views[2]
+    views.clear()
+    pool.trim()
+    assert pool.slabs == 6
+    assert {id(slab) for slab in pool._others} == {id(held.obj), *last}
+    assert id(pool._others[-1]) == last[-1]
+    pool.trim()
+    assert pool.slabs == 6
+
+
+def test_the_one_used_last_is_used_again(pool: BufferPool) -> None:
+    views = [read(pool, b"x" * SLAB) for _ in range(4)]
+    wanted = id(views[2].obj)
+    del views[1:3]
+    pool.reserve()
+    assert id(read(pool, b"y" * SLAB).obj) == wanted
+
+
+def test_space_that_is_reserved_twice_is_the_same(pool: BufferPool) -> None:
+    read(pool, b"x" * BIG)
+    first, second = pool.reserve(), pool.reserve()
+    assert len(first) == len(second) == SLAB - BIG
+    first[:1] = b"z"
+    assert second[0] == ord("z")
+
+
+def test_sizes_unless_told_otherwise() -> None:
+    pool = BufferPool()
+    assert pool.slab_size == len(pool.reserve()) == 512 * KIB
+    assert len(pool.scratch) == 64 * KIB
+    pool.reserve()[:1] = b"x"
+    kept = pool.commit(384 * KIB)
+    assert len(pool.reserve()) == 128 * KIB
+    del kept

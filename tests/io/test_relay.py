@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 
 import pytest
+from fastmtcp.driver.relay import Relay
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.wire.errors import ResetCode
 
@@ -289,3 +291,107 @@ def test_who_sends_beyond_the_budget_is_closed_when_the_answer_is_whole(
         assert ended.result() == b""
         joined.until(lambda: relay.closed)
         joined.until(joined.is_empty)
+
+
+class Failing:
+    """A socket whose call of that name fails, as it may at any time when its peer is gone."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self._sock = sock
+        self._name = name
+
+    def __getattr__(self, name: str) -> object:
+        if name == self._name:
+            return self._fail
+        return getattr(self._sock, name)
+
+    def _fail(self, *_arguments: object) -> None:
+        raise OSError(errno.ENOTCONN, "not connected")
+
+
+@pytest.mark.parametrize(
+    ("name", "finished"),
+    [("recv_into", False), ("sendmsg", False), ("sendmsg", True), ("shutdown", False)],
+)
+def test_a_call_that_fails_closes_once_and_resets_both_ends(name: str, finished: bool) -> None:
+    with Joined() as joined:
+        application, relay = joined.application()
+        target = joined.target()
+        if finished:
+            application.shutdown(socket.SHUT_WR)
+            joined.until(lambda: relay.read_done)
+        closed: list[Relay] = []
+        on_close = relay._on_close
+
+        def count(one: Relay) -> None:
+            closed.append(one)
+            on_close(one)
+
+        relay._on_close = count
+        relay._sock = Failing(relay._sock, name)  # type: ignore[assignment]
+        if name == "recv_into":
+            application.sendall(b"x")
+        elif name == "sendmsg":
+            target.sendall(b"x")
+        else:
+            target.shutdown(socket.SHUT_WR)
+        joined.until(lambda: relay.closed)
+        assert closed == [relay]
+        joined.until(lambda: is_reset(application), "the application is reset")
+        joined.until(lambda: is_reset(target), "the target is reset")
+        assert closed == [relay]
+        joined.until(joined.is_empty)
+
+
+def test_an_end_that_cannot_be_passed_on_closes_once() -> None:
+    """Both directions are done then, but for this: nothing is left to be closed a second time."""
+    with Joined() as joined:
+        application, relay = joined.application()
+        target = joined.target()
+        application.shutdown(socket.SHUT_WR)
+        joined.until(lambda: relay.read_done)
+        closed: list[Relay] = []
+        on_close = relay._on_close
+
+        def count(one: Relay) -> None:
+            closed.append(one)
+            on_close(one)
+
+        relay._on_close = count
+        relay._sock = Failing(relay._sock, "shutdown")  # type: ignore[assignment]
+        target.shutdown(socket.SHUT_WR)
+        joined.until(lambda: relay.closed)
+        joined.until(joined.is_empty)
+        assert closed == [relay]
+        assert is_reset(application)
+
+
+def test_what_comes_behind_the_budget_does_not_hide_a_reset() -> None:
+    with Joined() as joined:
+        application, relay = joined.application(budget=5)
+        target = joined.target()
+        application.sendall(b"hello, and more")
+        got = Background(read_all, target)
+        joined.run(got)
+        assert got.result() == b"hello"
+        application.sendall(bytes(100_000))
+        joined.until(lambda: not relay._readable, "what comes is thrown away")
+        abort(application)
+        joined.until(lambda: relay.closed)
+        joined.until(joined.is_empty)
+
+
+def test_an_end_behind_the_budget_is_read_and_the_answer_arrives() -> None:
+    with Joined() as joined:
+        application, relay = joined.application(budget=5)
+        target = joined.target()
+        send_and_finish(application, data(200_000))
+        got = Background(read_all, target)
+        joined.run(got)
+        assert len(got.result()) == 5
+        send_and_finish(target, b"answer")
+        answer = Background(read_all, application)
+        joined.run(answer)
+        assert answer.result() == b"answer"
+        joined.until(lambda: relay.closed)
+        assert not is_reset(application)

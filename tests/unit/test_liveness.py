@@ -142,14 +142,14 @@ class TestIdle:
         made = pending()
         for step in range(1, 60):
             move(made, step)
-            assert not liveness.is_idle(made, 5, NOW + step)
-        assert not liveness.is_idle(made, 5, NOW + 59 + 4)
-        assert liveness.is_idle(made, 5, NOW + 59 + 5)
+            assert not liveness.is_idle(made, Limits(stream_idle_timeout=5), NOW + step)
+        assert not liveness.is_idle(made, Limits(stream_idle_timeout=5), NOW + 59 + 4)
+        assert liveness.is_idle(made, Limits(stream_idle_timeout=5), NOW + 59 + 5)
 
     def test_one_that_was_never_used(self) -> None:
         made = connected()
-        assert not liveness.is_idle(made, 5, NOW + 4)
-        assert liveness.is_idle(made, 5, NOW + 5)
+        assert not liveness.is_idle(made, Limits(stream_idle_timeout=5), NOW + 4)
+        assert liveness.is_idle(made, Limits(stream_idle_timeout=5), NOW + 5)
 
 
 class TestPing:
