@@ -77,6 +77,19 @@ class TestGuard:
         assert guard.judge(brought, OTHERS, NOW + 10)
         assert guard.until == NOW + 10 + expected
 
+    def test_by_halves(self) -> None:
+        guard, now = Guard(NOW), NOW
+        for _ in range(3):
+            guard.blame(1.0)
+            now += PERIOD
+            assert guard.judge(0, OTHERS, now)
+            now = guard.until
+            assert guard.judge(0, OTHERS, now)
+        assert not guard.judge(1 * MIB, OTHERS, now + 2)
+        guard.blame(1.0)
+        assert guard.judge(1 * MIB, OTHERS, now + 4)
+        assert guard.until == now + 4 + 16
+
     def test_never_less_than_4_seconds(self) -> None:
         guard = Guard(NOW)
         for step in range(1, 6):
@@ -318,7 +331,86 @@ class TestGate:
         assert gate.is_open(new, stream(1), 1, NOW)
 
 
+class TestRelay:
+    """The next kernel has taken much that the peer has not read: a relay holds it."""
+
+    def hoarding(self, read: int, *, rate: float = 1e6) -> Subflow:
+        one = Subflow(0, NOW)
+        one.delivery.sent(10_000_000, NOW)
+        one.delivery.on_got(read, NOW)
+        one.delivery.rate = rate
+        return one
+
+    @pytest.mark.parametrize(("beyond", "believed"), [(0, False), (1, True)])
+    def test_what_reports_cannot_explain(self, beyond: int, believed: bool) -> None:
+        # The first chunk, 64 KiB, and what is read in a tenth of a second.
+        usual = 64 * KIB + 64 * KIB + 100_000
+        one = self.hoarding(10_000_000 - usual - 3000 - beyond)
+        one.on_sample(sample(5e8, unacked=1000, not_sent=2000), NOW + 1)
+        assert one.speed.rate == (1e6 if believed else 5e8)
+
+    def test_a_peer_that_has_read_nothing_proves_nothing(self) -> None:
+        one = self.hoarding(0, rate=0.0)
+        one.on_sample(sample(5e8), NOW + 1)
+        assert one.speed.rate == 5e8
+
+    def test_its_own_rate_is_the_lesser(self) -> None:
+        one = self.hoarding(0)
+        one.on_sample(sample(5e5), NOW + 1)
+        assert one.speed.rate == 5e5
+
+    def test_is_believed_for_two_seconds(self) -> None:
+        one = self.hoarding(0)
+        one.on_sample(sample(5e8), NOW + 1)
+        one.delivery.on_got(10_000_000, NOW + 2)
+        one.delivery.rate = 9e6
+        # Nothing is on its way: what the peer read says what we gave.
+        one.on_sample(sample(5e8), NOW + 1.5)
+        assert one.speed.rate == 9e6
+        one.delivery.rate = 1e6
+        one.on_sample(sample(5e8), NOW + 2.99)
+        assert one.speed.rate < 5e8
+        one.on_sample(sample(5e8), NOW + 3)
+        assert one.speed.rate == 5e8
+
+    def test_rates_of_before_do_not_count(self) -> None:
+        one = self.hoarding(10_000_000)
+        one.on_sample(sample(5e8), NOW + 1)
+        assert one.speed.rate == 5e8
+        one.delivery.sent(20_000_000, NOW + 1)
+        one.delivery.rate = 1e6
+        one.on_sample(sample(5e8), NOW + 1.25)
+        assert one.speed.rate == 1e6
+        one.delivery.rate = 5e5
+        one.on_sample(sample(5e8), NOW + 1.5)
+        assert one.speed.rate == 1e6, "the largest of a second, as ever"
+
+
 class TestSubflow:
+    def test_a_new_one(self) -> None:
+        one = Subflow(5, NOW)
+        assert (one.subflow_id, one.created_at, one.sends, one.ready) == (5, NOW, True, False)
+        assert (one.lane, one.stalls, one.cause, one.suspect_since) == (0, 0, Cause.KERNEL, NOW)
+        assert (one.heard_at, one.progress_at, one.pinged_at) == (NOW, NOW, None)
+        assert (one.ping_position, one.through, one.peer_window) == (0, 0, -1)
+        assert (one.bytes_sent, one.bytes_received, one.reinjected) == (0, 0, 0)
+        assert not one.awaits_ack
+        assert not one.guard.aside
+        assert one.guard.until == 0.0
+        new = one.speed
+        assert (new.rate, new.rtt, new.not_sent, new.sent_since) == (0.0, 0.1, 0, 0)
+        assert (new.chunk, new.lowat) == (64 * KIB, 256 * KIB)
+
+    def test_stalls_are_counted_and_one_without_a_ping_gets_none(self) -> None:
+        one = Subflow(0, NOW)
+        for count in range(1, 4):
+            one.become_suspect(Cause.KERNEL, NOW)
+            assert one.stalls == count
+            one.clear()
+        one.ping_position = 500
+        one.on_sample(sample(unacked=9, acked=100), NOW + 1)
+        assert one.pinged_at is None
+
     def test_what_is_sent_starts_the_clock_of_an_idle_one(self) -> None:
         one = Subflow(0, NOW)
         one.count_sent(100, NOW + 5)
