@@ -190,6 +190,26 @@ def test_there_is_always_one_place() -> None:
     assert one.delay(START + 9) is None
 
 
+def test_time_that_has_passed_counts_for_who_comes_next() -> None:
+    one = Admission(START, MOST)
+    for number in range(300):
+        assert one.accept(host(number), START)
+    assert one.accept(host(301), START + 1)
+    assert one.delay(START + 1) == 0
+    for number in range(400, 698):
+        assert one.accept(host(number), START + 1)
+    assert one.delay(START + 1) == 0
+    assert one.accept(host(999), START + 1)
+    assert one.delay(START + 1) == pytest.approx(1 / 300)
+
+
+def test_a_first_failure_is_one_whenever_it_comes() -> None:
+    for at in (0.0, START):
+        one = Admission(at, MOST)
+        one.failed(host(1), at)
+        assert one._records[host(1)].failures == 1
+
+
 def test_failures_are_forgotten_one_by_one() -> None:
     one = Admission(START, MOST)
     fail(one, host(1), 2, START)

@@ -257,6 +257,27 @@ class TestBulk:
         assert made.probing is None
         assert made.held_back is slow
 
+    def test_who_was_held_back_is_forgotten_at_the_next_choice(self) -> None:
+        made, fast, slow = self.slow()
+        made.pick_bulk(self.last(), 1, NOW)
+        made.pick_bulk(self.last(), 1, NOW + 13)
+        assert made.held_back is slow
+        fast.ready = True
+        assert made.pick_bulk(self.last(), 1, NOW + 13) is fast
+        assert made.held_back is None
+
+    def test_of_several_the_earliest_is_held_back(self) -> None:
+        fast, slower, slow = unequal(0.01, 3.0, 2.0)
+        for one, rate in ((fast, 1e7), (slower, 1e6), (slow, 1e6)):
+            one.speed.rate = rate
+        fast.ready = False
+        made = lanes(fast, slower, slow)
+        assert made.pick_bulk(self.last(), 1, NOW) is slow
+        # Slow and slower are asked once; then neither is, and the earlier one is remembered.
+        assert made.pick_bulk(self.last(), 1, NOW + 13) is slower
+        assert made.pick_bulk(self.last(), 1, NOW + 32) is slow
+        assert made.pick_bulk(self.last(), 1, NOW + 32) is slow
+
     def test_the_faster_one_is_no_probe(self) -> None:
         made, fast, _ = self.slow()
         made.pick_bulk(self.last(), 1, NOW)

@@ -145,6 +145,16 @@ class TestHold:
         line.seconds(40)
         assert line.size.wanted == (3 if kept else 2)
 
+    @pytest.mark.parametrize(("before", "early"), [(9.75, True), (9.5, True), (3.0, False)])
+    def test_not_before_a_sixth_of_the_next_hold_is_over(self, before: float, early: bool) -> None:
+        """Of a minute: what comes in its first ten seconds is what later rates are held against."""
+        line = held()
+        line.seconds(before)
+        line.rate = lambda count: 5000.0
+        seen = line.seconds(10 - before)
+        assert set(seen) == {2}
+        assert (3 in line.seconds(3)) is early
+
     def test_ends_early_when_the_rate_has_changed_for_a_while(self) -> None:
         line = held()
         assert set(line.seconds(12)) == {2}

@@ -330,6 +330,29 @@ class TestGate:
         gate.update([new])
         assert gate.is_open(new, stream(1), 1, NOW)
 
+    @pytest.mark.parametrize("is_open", [True, False])
+    def test_bytes_that_are_sent_use_up_credit_and_what_is_left(self, is_open: bool) -> None:
+        for last in (False, True):
+            gate, slow = self.gate()
+            made = stream(3 * MIB if not last else 40 * MIB, size=3 * MIB, finished=last)
+            made.send.pull(1 * MIB)
+            room = 2 * MIB
+            slow.speed.sent_since = int((room - self.OVERTAKES) * 0.065536) + (0 if is_open else 9)
+            assert gate.is_open(slow, made, 1, NOW) is is_open
+
+    def test_before_anything_was_measured_all_may_pass(self) -> None:
+        fresh = Gate()
+        assert fresh.is_open(known(1, 0.0, 9.0), stream(1), 1, NOW)
+        assert fresh.is_open(known(1, 1e6, 9.0), stream(1), 1, NOW)
+        assert fresh.is_worthwhile(known(1, 0.0, 9.0))
+
+    def test_one_alone_that_is_longer_than_when_it_was_measured(self) -> None:
+        one = known(0, 1e6, 0.25)
+        gate = Gate()
+        gate.update([one])
+        one.speed.rtt = 9.0
+        assert gate.is_open(one, stream(1), 1, NOW)
+
 
 class TestRelay:
     """The next kernel has taken much that the peer has not read: a relay holds it."""

@@ -282,6 +282,12 @@ class TestRescue:
         assert held.rescue(at - 0.005) == []
         assert held.rescue(at + 0.005)
 
+    def test_the_rate_of_the_one_it_goes_to_counts(self) -> None:
+        held = HeldUp()
+        held.other.speed.rate = 1e9
+        assert held.rescue(0.35) == []
+        assert held.rescue(0.37)
+
     def test_only_the_lowest_range(self) -> None:
         held = HeldUp()
         held.stream.send.acked = -1
