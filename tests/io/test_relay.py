@@ -371,7 +371,7 @@ def test_what_comes_behind_the_budget_does_not_hide_a_reset() -> None:
         application, relay = joined.application(budget=5)
         target = joined.target()
         application.sendall(b"hello, and more")
-        got = Background(read_all, target)
+        got = Background(read_exactly, target, 5)
         joined.run(got)
         assert got.result() == b"hello"
         application.sendall(bytes(100_000))
