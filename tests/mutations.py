@@ -91,12 +91,13 @@ def _head(statement: ast.stmt) -> str:
     return ast.unparse(ast.fix_missing_locations(statement)).splitlines()[0]
 
 
+def _functions(top: ast.stmt) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(top) if isinstance(node, ast.FunctionDef)]
+
+
 def is_inside(top: ast.stmt, line: int) -> bool:
     """True if a line of a statement of a module runs when something is called."""
-    return any(
-        isinstance(node, ast.FunctionDef) and node.lineno <= line <= (node.end_lineno or 0)
-        for node in ast.walk(top)
-    )
+    return any(one.body[0].lineno <= line <= (one.end_lineno or 0) for one in _functions(top))
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
@@ -108,7 +109,9 @@ def mutants(path: Path) -> Iterator[Mutant]:
             if isinstance(node, ast.stmt):
                 statement = node
             line = getattr(node, "lineno", statement.lineno)
-            if isinstance(whole, ast.ClassDef) and not is_inside(whole, line):
+            if isinstance(whole, ast.ClassDef) and not any(
+                one.lineno <= line <= (one.end_lineno or 0) for one in _functions(whole)
+            ):
                 continue
             for variant in _variants(node):
                 before = _head(statement)

@@ -212,3 +212,4 @@ def test_sizes_unless_told_otherwise() -> None:
     kept = pool.commit(384 * KIB)
     assert len(pool.reserve()) == 128 * KIB
     del kept
+    assert pool._limit == 48 * 1024 // 512

@@ -149,6 +149,23 @@ class TestRate:
             one.on_sample(sample(rate), NOW + at)
             assert one.rate == expected
 
+    def test_of_equal_rates_the_younger_is_remembered(self) -> None:
+        one = speed()
+        for at, rate in ((0.0, 2e6), (0.25, 3e6), (0.5, 1e6), (0.75, 2e6), (1.0, 3e6)):
+            one.on_sample(sample(rate), NOW + at)
+        assert one.rate == 3e6
+        one.on_sample(sample(1e6), NOW + 1.5)
+        assert one.rate == 3e6
+        one.on_sample(sample(1e6), NOW + 2.125)
+        assert one.rate == 1e6
+
+    def test_a_limited_one_counts_against_the_rate_that_is_known(self) -> None:
+        one = speed()
+        one.on_sample(sample(1e8), NOW)
+        one.on_sample(sample(9e7, app_limited=True), NOW + 0.5)
+        one.on_sample(sample(1e6), NOW + 1.25)
+        assert one.rate == 1e6
+
     def test_one_that_the_application_limits_counts_if_it_is_higher(self) -> None:
         one = speed()
         one.on_sample(sample(START_RATE, app_limited=True), NOW)
