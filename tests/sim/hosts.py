@@ -296,10 +296,10 @@ class Host:
             send, receive = stream.send, stream.receive
             held += send.held
             window = receive.window
-            grown += window.size - limits.floor_window
+            grown += window.size + window.excess - limits.floor_window
             assert window.size <= max(limits.max_window, limits.start_window)
             # All that the peer may make us hold is within the window.
-            assert window.limit - window.taken <= window.size
+            assert window.limit - window.taken <= window.size + window.excess
             assert receive.data.highest <= window.limit
             assert window.taken + receive.data.ready_bytes == receive.data.next
             assert send.acked <= send.next <= send.buffer.end + send.finished
