@@ -198,8 +198,12 @@ class ClientService:
             log.warning("%s refused: %s", arrival, code.explanation)
             self._arrivals.turn_away(arrival, code)
 
+        def progress() -> None:
+            for one in self._sessions():
+                one.driver.progress()
+
         answer = request.connected()
-        Waiting(self._loop, arrival.sock, stream, answer, connected, refused)
+        Waiting(self._loop, arrival.sock, stream, answer, connected, refused, progress)
         stream.announce()
         session.driver.progress()
 

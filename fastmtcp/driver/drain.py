@@ -108,14 +108,16 @@ class Delivery:
         now = self._loop.now
         # Before anything is told, which may be answered with stop().
         self._timer = self._loop.call_later(_LOOK_EVERY, self._look)
-        streams = [one for driver in self._drivers() for one in driver.session.streams.values()]
+        tables = [driver.session.table for driver in self._drivers()]
+        streams = [one for table in tables for one in table.streams.values()]
+        streams += [one for table in tables for one in table.parting.values()]
         mark = [(s.stream_id, s.send.acked, s.send.limit, s.receive.window.taken) for s in streams]
         if mark != self._mark:
             self._mark = mark
             self._moved_at = now
         elif now - self._moved_at >= self._patience:
             self._stuck()
-        if not all(stream.send.complete for stream in streams):
+        if not all(stream.send.complete or stream.send.dropped for stream in streams):
             self._complete_since = now
         elif now - self._complete_since >= _GRACE and not self._told:
             self._told = True

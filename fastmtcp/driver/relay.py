@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 
 from fastmtcp.engine.limits import KIB
@@ -17,7 +18,7 @@ from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.wire.errors import ResetCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import ERR, MORE, READ, WRITE, Loop, Timer
-from fastmtcp.io.tcp import abort, reset_unless_finished, text_address
+from fastmtcp.io.tcp import abort, reset_unless_finished, text_address, unacked
 
 log = logging.getLogger("fastmtcp.relay")
 
@@ -33,15 +34,32 @@ is taken to have all of it: a server that leaves the connection open is told the
 has ended, it is the time to close: our own close would be a reset if bytes still came, and destroy
 what the application has not read yet."""
 
+_PATIENCE = 2.0
+"""Seconds without progress after which the last bytes, of an application that is gone or to one
+that is to be reset, are given up."""
+
+_LOOK_EVERY = 0.02
+
 
 class Relay:
-    """Connects a connected, non-blocking application socket with a stream."""
+    """Connects a connected, non-blocking application socket with a stream.
+
+    Either end may be reset with bytes still on their way:
+
+    * The application's: a failed send() tells of it while what the application said before lies in
+      the receive buffer, and the kernel keeps that until close(). It is read, as the stream has
+      room, before the stream is reset (`_is_gone`).
+    * The stream's: an RST of ours destroys what the application's kernel has not acknowledged. So
+      it waits for that (`_leave`).
+    """
 
     __slots__ = (
         "_answered",
         "_broken",
         "_budget",
         "_fd",
+        "_is_gone",
+        "_last_bytes",
         "_linger",
         "_loop",
         "_more",
@@ -50,8 +68,10 @@ class Relay:
         "_progress",
         "_readable",
         "_sock",
+        "_timer",
         "_writable",
         "closed",
+        "leaving",
         "read_done",
         "stream",
         "write_done",
@@ -84,6 +104,13 @@ class Relay:
         self._writable = True
         self._more = False
         self._broken = False
+        self._is_gone = False
+        self._last_bytes = 0
+        """What was left of the last bytes, or how many there were, when last looked at."""
+        self._timer: Timer | None = None
+        self.leaving = False
+        """True once the stream is reset, and all that is left is the last bytes to the application:
+        it is closed in a moment."""
         self.read_done = False
         self.write_done = False
         self.closed = False
@@ -93,21 +120,22 @@ class Relay:
 
     def update(self) -> None:
         """Something happened to the stream: pass on what can be passed on."""
-        if self.closed:
+        if self.closed or self.leaving:
             return
         stream = self.stream
-        if stream.reset_code is not None:
-            if stream.reset_code is not ResetCode.CANCELLED:
-                to = f" to {stream.target}" if stream.target else ""
-                reason = stream.reset_code.explanation
-                number = f" {stream.stream_id}" if stream.stream_id != NO_ID else ""
-                log.warning("stream%s%s reset: %s", number, to, reason)
-            self.abort()
+        if stream.reset_code is None and not self._is_gone:
+            if self._writable and stream.receive.data.ready:
+                self._write()
+            if not self.write_done and stream.at_end and not self._is_gone:
+                self._pass_end()
+        if self.closed:
             return
-        if self._writable and stream.receive.data.ready:
-            self._write()
-        if not self.write_done and stream.at_end:
-            self._pass_end()
+        if stream.reset_code is not None:
+            self._leave(stream.reset_code)
+            return
+        if self._is_gone:
+            self._read_last_bytes()
+            return
         if self._readable:
             if self._budget is not None and (self.read_done or not self._budget):
                 self._discard()
@@ -115,7 +143,7 @@ class Relay:
                 self._read()
         if self._broken:
             self._look_for_reset()
-        if self.read_done and self.write_done and not self.closed:
+        if self.read_done and self.write_done and not self.closed and not self._is_gone:
             self._close()
 
     def move(self, progress: Callable[[], None], on_close: Callable[[Relay], None]) -> None:
@@ -138,8 +166,7 @@ class Relay:
     def abort(self) -> None:
         """Reset the application's connection."""
         if not self.closed:
-            self._loop.unwatch(self._fd)
-            self.closed = True
+            self._forget()
             abort(self._sock)
             self._on_close(self)
 
@@ -169,7 +196,8 @@ class Relay:
             self._readable = self._more = False
             return
         except OSError as error:
-            self._fail(error)
+            # The kernel tells of it behind all that came before.
+            self._end_of_application(error)
             return
         if not count:
             self._end_reading()
@@ -177,14 +205,18 @@ class Relay:
         if count < len(space) and not self._more:
             # If there is an end or an error behind it, its event is still to come.
             self._readable = False
+        self._pass_on(space, count)
+        if self._budget == 0 and self._readable:
+            self._discard()
+
+    def _pass_on(self, space: memoryview, count: int) -> None:
+        """The application sent `count` bytes, which lie in the pool's `space`."""
         if self._budget is not None:
             own = min(count, self._budget)
             self._budget -= own
             self._look_beyond(space[own:count])
             count = own
-        stream.write(self._pool.commit(count))
-        if self._budget == 0 and self._readable:
-            self._discard()
+        self.stream.write(self._pool.commit(count))
 
     def _discard(self) -> None:
         """Drop what comes behind the budget. It is no end: the other side, which may take an end
@@ -198,10 +230,12 @@ class Relay:
                     self._end_reading()
                     return
                 self._look_beyond(space[:count])
+            # No edge comes for what is there already.
+            self._loop.call_soon(self._go_on)
         except BlockingIOError:
             self._readable = False
         except OSError as error:
-            self._fail(error)
+            self._end_of_application(error)
 
     def _look_beyond(self, view: memoryview) -> None:
         # Old browsers end a body with an empty line, which asks for nothing.
@@ -209,7 +243,7 @@ class Relay:
             self._linger = self._loop.call_later(_LINGER, self._on_lingered)
 
     def _on_lingered(self) -> None:
-        if self.closed or self.read_done:
+        if self.closed or self.leaving or self._is_gone or self.read_done:
             return
         receive = self.stream.receive
         answered = receive.window.taken
@@ -233,7 +267,7 @@ class Relay:
         self._broken = False
         code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            self._fail(OSError(code, os.strerror(code)))
+            self._lose(OSError(code, os.strerror(code)))
 
     def _write(self) -> None:
         stream = self.stream
@@ -246,7 +280,7 @@ class Relay:
                 self._writable = False
                 return
             except OSError as error:
-                self._fail(error)
+                self._lose(error)
                 return
             size = sum(map(len, views))
             # A bytearray that is still exported could not grow, and a view pins its slab.
@@ -261,20 +295,100 @@ class Relay:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            self._fail(error)
+            self._lose(error)
             return
         self.stream.take_end()
 
-    def _fail(self, error: OSError) -> None:
-        """The application's connection is gone: reset the stream, so that the other end sees it."""
+    # --- the end, in order or not -----------------------------------------------------------
+
+    def _lose(self, error: OSError) -> None:
+        """The application's connection is gone: what it sent before is still there to read."""
+        if self.read_done or self._budget == 0 or self.stream.ending is not None:
+            self._end_of_application(error)
+            return
+        log.debug("stream %d: application connection lost: %s", self.stream.stream_id, error)
+        self._is_gone = True
+        self._timer = self._loop.call_later(_PATIENCE, self._give_up_waiting)
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.update()
+        self._progress()
+
+    def _read_last_bytes(self) -> None:
+        """Of an application that is gone, as the stream has room: update() comes again with more.
+        The end that recv() tells of now may be that of a reset: it never counts as a FIN."""
+        stream = self.stream
+        if stream.ending is not None:
+            self.cancel()
+            return
+        while room := stream.room:
+            space = self._pool.reserve()[:room]
+            try:
+                count = self._sock.recv_into(space)
+            except OSError:  # nothing is there, and nothing comes any more
+                count = 0
+            if count:
+                self._last_bytes += count
+                self._pass_on(space, count)
+            if not count or self._budget == 0:
+                self.cancel()
+                return
+
+    def _give_up_waiting(self) -> None:
+        if self._last_bytes:
+            self._last_bytes = 0
+            self._timer = self._loop.call_later(_PATIENCE, self._give_up_waiting)
+            return
+        self.cancel()
+        self._progress()
+
+    def _end_of_application(self, error: OSError) -> None:
+        """All that the application sent was read, and its connection is gone: reset the stream, so
+        that the other end sees it."""
         log.debug("stream %d: application connection lost: %s", self.stream.stream_id, error)
         self.cancel()
 
-    def _close(self) -> None:
+    def _leave(self, code: ResetCode) -> None:
+        """The stream is reset: reset the application when it has what was written to it."""
+        stream = self.stream
+        if code is not ResetCode.CANCELLED:
+            to = f" to {stream.target}" if stream.target else ""
+            number = f" {stream.stream_id}" if stream.stream_id != NO_ID else ""
+            log.warning("stream%s%s reset: %s", number, to, code.explanation)
+        # A full socket is that of an application that does not read.
+        self._last_bytes = unacked(self._sock) if self._writable and not self._is_gone else 0
+        if not self._last_bytes:
+            self.abort()
+            return
+        self.leaving = True
         self._loop.unwatch(self._fd)
-        self.closed = True
-        if self._linger is not None:
-            self._linger.cancel()
+        deadline = self._loop.now + _PATIENCE
+        self._timer = self._loop.call_later(_LOOK_EVERY, partial(self._look_again, deadline))
+
+    def _look_again(self, deadline: float) -> None:
+        left = unacked(self._sock)
+        now = self._loop.now
+        # Who reads a complete stream slowly loses nothing to the end of a session.
+        if left != self._last_bytes or self.stream.reset_code is ResetCode.SESSION_LOST:
+            deadline = now + _PATIENCE
+        self._last_bytes = left
+        if not left or now >= deadline:
+            self.abort()
+        else:
+            self._timer = self._loop.call_later(_LOOK_EVERY, partial(self._look_again, deadline))
+
+    def _close(self) -> None:
+        self._forget()
         reset_unless_finished(self._sock, False)
         self._sock.close()
         self._on_close(self)
+
+    def _forget(self) -> None:
+        if not self.leaving:
+            self._loop.unwatch(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._linger is not None:
+            self._linger.cancel()
+        self.closed = True

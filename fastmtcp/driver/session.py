@@ -238,8 +238,8 @@ class SessionDriver:
                 source.goodbye(goaway)
             self._detach(subflow)
         for relay in list(self.relays):
-            # A complete stream's relay goes on by itself with what is left to deliver.
-            if relay.stream.reset_code is not None or not relay.stream.receive.is_all_here:
+            # The relay of a stream of which all is here goes on by itself with what is left.
+            if relay.stream.reset_code is not None and not relay.leaving:
                 relay.abort()
         if self._timer is not None:
             self._timer.cancel()
@@ -268,6 +268,8 @@ class SessionDriver:
 
     def _return(self, streams: list[Stream]) -> None:
         for stream in streams:
+            if stream.reset_code is not None:
+                continue  # its application is gone
             if self.on_returned is None or not self.on_returned(stream):
                 stream.drop(ResetCode.DRAINING)
 

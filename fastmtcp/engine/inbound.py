@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from fastmtcp.engine.limits import MAX_REASON, OPEN_WORK, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.peer import PeerState
+from fastmtcp.engine.resets import Resets
 from fastmtcp.engine.scheduling.scheduler import Scheduler
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.streams.table import StreamTable
@@ -60,6 +61,7 @@ class Inbound:
         table: StreamTable,
         subflows: dict[int, Subflow],
         outbox: Outbox,
+        resets: Resets,
         scheduler: Scheduler,
         peer: PeerState,
         limits: Limits,
@@ -70,6 +72,7 @@ class Inbound:
         self._table = table
         self._subflows = subflows
         self._outbox = outbox
+        self._resets = resets
         self._scheduler = scheduler
         self._peer = peer
         self._limits = limits
@@ -171,7 +174,7 @@ class Inbound:
             self._reader.work_left -= OPEN_WORK
 
     def _on_ack(self, frame: Ack) -> None:
-        stream = self._table.find(frame.stream)
+        stream = self._table.find(frame.stream) or self._table.parting.get(frame.stream)
         if stream is None:
             return
         if frame.connected and self._table.opener and not stream.confirmed:
@@ -185,7 +188,10 @@ class Inbound:
             stream.idle_probes = 0
             self._scheduler.add(stream, self._now)
             self._table.mark_updated(stream)
-            if stream.finished:
+            if stream.reset_code is not None:
+                if send.acked >= send.buffer.end:
+                    self._resets.drop(frame.stream)
+            elif stream.finished:
                 self._table.forget(stream)
 
     def _on_blocked(self, frame: Blocked) -> None:
@@ -197,24 +203,25 @@ class Inbound:
             self._outbox.ack(stream, self._now, urgent=True)
 
     def _on_reset(self, frame: Reset) -> None:
-        self._outbox.answer(ResetAck(frame.stream))
-        self._outbox.reset_confirmed(frame.stream)
         stream = self._table.find(frame.stream)
         code = reset_code(frame.code)
-        if stream is None:
-            self._table.never_opened(frame.stream)
-        elif code in UNTAKEN and stream.is_untaken:
+        if stream is not None and stream.is_untaken and code in UNTAKEN:
+            self._outbox.answer(ResetAck(frame.stream))
             self._owner.on_untaken(stream, code)
         else:
-            self._reset(stream, code)
+            self._resets.on_reset(frame, self._now)
 
     def _on_reset_ack(self, frame: ResetAck) -> None:
-        self._outbox.reset_confirmed(frame.stream)
+        self._resets.on_confirmed(frame.stream)
 
     def _on_closed(self, frame: Closed) -> None:
         """The peer has forgotten a stream that we still hold: our last ACK from it was lost."""
         stream = self._table.find(frame.stream)
         if stream is None:
+            self._resets.drop(frame.stream)
+            return
+        if stream.ending is not None:
+            # An answer to what was sent before the peer's reset was here.
             return
         send = stream.send
         if send.finished and send.next > send.buffer.end and stream.receive.fin_at is not None:
@@ -224,12 +231,9 @@ class Inbound:
             if stream.finished:
                 self._table.forget(stream)
         else:
-            self._reset(stream, ResetCode.CANCELLED)
-
-    def _reset(self, stream: Stream, code: ResetCode) -> None:
-        self._table.mark_updated(stream)
-        self._table.reset(stream, code)
-        self._outbox.forget(stream)
+            self._table.mark_updated(stream)
+            self._table.reset(stream, ResetCode.CANCELLED)
+            self._outbox.forget(stream)
 
     # --- frames of subflows ---------------------------------------------------------------
 

@@ -149,6 +149,20 @@ MAX_ANSWERS = 64 * KIB
 """Control frames waiting to be sent: a peer that asks and does not read costs no more. A peer that
 reads cannot have so many streams."""
 
+MAX_RESETS = 3
+"""RESETs of a session that the peer has not confirmed, as a multiple of max_streams: one that never
+confirms ends its session. A client opens no stream while there are twice max_streams of them."""
+
+LAST_BYTES_PATIENCE = 3
+"""Seconds without progress after which what came before a reset is given up: it may be that the
+peer does not send it, or that the application does not take it."""
+
+LAST_BYTES_ROUNDS = 8
+"""The same in round trips, if that is longer."""
+
+LAST_BYTES_LONGEST = 10
+"""Seconds after which it is given up whatever moves: a reset must not be an end without end."""
+
 MAX_OWN_FRAMES = 16
 """Frames waiting for one blocked subflow: a PING flood is not answered without end."""
 

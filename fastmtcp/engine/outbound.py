@@ -91,10 +91,9 @@ class Outbound:
     def reinject(self, subflow: Subflow) -> None:
         """What `subflow` carries and nobody acknowledged goes out again elsewhere."""
         for stream, start, stop in subflow.inflight:
-            if stream.reset_code is None:
-                # What was to be avoided a moment ago may be all that is left.
-                stream.held_up = None
-                self.repeat(subflow, stream, start, stop)
+            # What was to be avoided a moment ago may be all that is left.
+            stream.held_up = None
+            self.repeat(subflow, stream, start, stop)
 
     def repeat(self, holder: Subflow, stream: Stream, start: int, stop: int) -> None:
         """A range that `holder` carries goes out again, as far as it is not acknowledged."""

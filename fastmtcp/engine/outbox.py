@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastmtcp.engine.limits import MAX_ANSWERS, MAX_HINTS, MAX_OWN_FRAMES, Limits
+from fastmtcp.engine.limits import MAX_ANSWERS, MAX_HINTS, MAX_OWN_FRAMES, MAX_RESETS, Limits
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.codec import encode
@@ -38,7 +38,7 @@ class Outbox:
         # A dict: the same frame twice says no more than once, and while no subflow takes anything
         # resets and probes are queued again and again.
         self._acks: dict[Stream, None] = {}
-        self._resets: dict[int, ResetCode] = {}
+        self._resets: dict[int, Reset] = {}
         self._reports: dict[Subflow, None] = {}
         self.own: dict[Subflow, list[bytes]] = {}
         """Frames that must travel on one subflow and no other (PING, PONG)."""
@@ -107,16 +107,24 @@ class Outbox:
         if not self:
             self.urgent = False
 
-    def reset(self, stream_id: int, code: ResetCode) -> None:
-        """Reset a stream, and remember it until the peer confirms.
+    @property
+    def unconfirmed(self) -> int:
+        """How many resets the peer has not confirmed."""
+        return len(self._resets)
+
+    def reset(self, stream_id: int, code: ResetCode, end: int = 0) -> None:
+        """Reset a stream, and remember it until the peer confirms. A second time it replaces the
+        first. `end` is as in the frame.
 
         Raises:
             RemoteError: the peer never confirms and makes us reset more and more.
         """
-        if len(self._resets) >= 2 * self._limits.max_streams:
+        # A client opens nothing above two thirds of this: its own applications, which come and go
+        # during an outage, must not end the session.
+        if len(self._resets) >= MAX_RESETS * self._limits.max_streams:
             raise RemoteError(SessionCode.LIMIT, "too many resets without an answer")
-        self._resets[stream_id] = code
-        self.send(Reset(stream_id, int(code)))
+        self._resets[stream_id] = frame = Reset(stream_id, int(code), end)
+        self.send(frame)
 
     def reset_confirmed(self, stream_id: int) -> None:
         self._resets.pop(stream_id, None)
@@ -130,8 +138,8 @@ class Outbox:
 
     def repeat_resets(self) -> None:
         """Send all unconfirmed resets again: the subflow that carried them may have died."""
-        for stream_id, code in self._resets.items():
-            self.send(Reset(stream_id, int(code)))
+        for frame in self._resets.values():
+            self.send(frame)
 
     def drain(self) -> None:
         """Tell the peer that this side takes no new streams."""

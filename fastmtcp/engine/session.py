@@ -23,6 +23,7 @@ from fastmtcp.engine.outbound import Outbound
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.peer import PeerState
 from fastmtcp.engine.quota import ClientQuota, Holding, Memory
+from fastmtcp.engine.resets import Resets
 from fastmtcp.engine.scheduling import watch
 from fastmtcp.engine.scheduling.demand import Demand
 from fastmtcp.engine.scheduling.lanes import Lanes
@@ -98,13 +99,15 @@ class Session:
         self._start_at = now
         self._gone: list[Subflow] = []
         self._end: tuple[SessionCode, str] | None = None
-        self._timers = Timers(self.table, self.subflows, self._outbox, limits, now)
+        self._resets = Resets(self.table, self._outbox, limits)
+        self._timers = Timers(self.table, self.subflows, self._outbox, self._resets, limits, now)
         self._outbound = Outbound(self.table, self._outbox, self._scheduler, self._lanes)
         self._inbound = Inbound(
             self,
             self.table,
             self.subflows,
             self._outbox,
+            self._resets,
             self._scheduler,
             self.peer,
             limits,
@@ -139,7 +142,8 @@ class Session:
     @property
     def is_quiet(self) -> bool:
         """True if no stream is open and nothing waits to be sent."""
-        return not self.table.streams and not self.table.waiting and not self._outbox
+        table = self.table
+        return not (table.streams or table.waiting or table.parting or self._outbox)
 
     @property
     def is_over(self) -> bool:
@@ -271,7 +275,9 @@ class Session:
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
         stream.receive.window.take(count, now)
-        if stream.receive.fin_at is None and stream.receive.ack_is_urgent:
+        if stream.ending is not None:
+            self._resets.settle(stream)
+        elif stream.receive.fin_at is None and stream.receive.ack_is_urgent:
             self._outbox.ack(stream, now, urgent=True)
 
     def on_confirmed(self, stream: Stream) -> None:
@@ -280,23 +286,17 @@ class Session:
         self._outbox.ack(stream, self._now, urgent=not stream.receive.received)
 
     def finish_if_done(self, stream: Stream) -> None:
-        if stream.reset_code is None and stream.finished:
+        if stream.ending is not None:
+            self._resets.settle(stream)
+        elif stream.reset_code is None and stream.finished:
             self.table.forget(stream)
 
     def reset_stream(self, stream: Stream, code: ResetCode) -> None:
         """Reset a stream of this side's own accord and tell the peer."""
-        if stream in self.table.waiting:
-            self.table.reset(stream, code)
-            return
-        if self.table.find(stream.stream_id) is not stream:
-            return
-        self.table.reset(stream, code)
-        self._outbox.forget(stream)
-        if self.ended is None:
-            try:
-                self._outbox.reset(stream.stream_id, code)
-            except RemoteError as error:
-                self.end(error.code, str(error))
+        try:
+            self._resets.reset(stream, code, connected=bool(self.subflows))
+        except RemoteError as error:
+            self.end(error.code, str(error))
 
     # --- sending ------------------------------------------------------------------------
 
@@ -384,7 +384,7 @@ class Session:
                 self._return(stream)
             return
         self._withdraw(stream)
-        self.peer.on_refused(len(self.table.streams), self._now)
+        self.peer.on_refused(self._resets.at_peer, self._now)
         self.table.adopt(stream, self.peer.floor, first=True)
 
     def on_draining(self) -> None:
@@ -413,7 +413,11 @@ class Session:
         self._now = now
         if self.ended is not None:
             return []
-        due = self._timers.on_time(now)
+        try:
+            due = self._timers.on_time(now)
+        except RemoteError as error:
+            self.end(error.code, str(error))
+            return []
         if due is None:
             return []
         for stream in due.idle:
@@ -424,7 +428,8 @@ class Session:
         return due.dead
 
     def end(self, code: SessionCode, reason: str) -> None:
-        """End the session: every stream is reset, the caller closes the subflows."""
+        """End the session: every stream is reset, those of which all is here when it is delivered.
+        The caller closes the subflows."""
         if self.ended is not None:
             return
         self.ended = self._end = (code, reason)
@@ -435,13 +440,7 @@ class Session:
                 self._return(stream)
             for stream in list(self.table.waiting):
                 self._return(stream)
-        for stream in (*self.table.streams.values(), *self.table.waiting):
-            self.table.mark_updated(stream)
-            # All that is left to do for a complete stream is between us and the application.
-            if stream.send.complete and stream.receive.is_all_here:
-                self.table.forget(stream)
-            else:
-                self.table.reset(stream, ResetCode.SESSION_LOST)
+        self._resets.end_all()
         self._outbox.clear()
         self.holding.memory.holdings.discard(self.holding)
 
@@ -465,10 +464,11 @@ class Session:
 
     def _may_start(self, now: float) -> bool:
         """True if one more stream may be opened now: that is taken as done."""
-        count = len(self.table.streams)
+        most = self.limits.max_streams
         return (
-            count < self.limits.max_streams
-            and self.peer.has_place(count, now)
+            len(self.table.streams) < most
+            and self._outbox.unconfirmed < 2 * most
+            and self.peer.has_place(self._resets.at_peer, now)
             and self.peer.take_turn(now)
         )
 

@@ -179,10 +179,9 @@ def _unacked(of: Subflow) -> int:
     for index, (carried, start, stop) in enumerate(of.inflight):
         if index == MAX_RANGES:
             break
-        if carried.reset_code is None:
-            # The OPEN, at -1, and the FIN, at the end, are no bytes.
-            low = max(start, carried.send.acked, 0)
-            count += max(0, min(stop, carried.send.buffer.end) - low)
+        # The OPEN, at -1, and the FIN, at the end, are no bytes.
+        low = max(start, carried.send.acked, 0)
+        count += max(0, min(stop, carried.send.buffer.end) - low)
     return count
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from fastmtcp.engine.limits import LEFT_TIMEOUT, REPEAT_SPACING, Limits
 from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.resets import Resets
 from fastmtcp.engine.scheduling import liveness
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.streams.table import StreamTable
@@ -45,6 +46,7 @@ class Timers:
         "_outbox",
         "_patience",
         "_repeat_after",
+        "_resets",
         "_subflows",
         "_table",
         "_tick_at",
@@ -58,12 +60,14 @@ class Timers:
         table: StreamTable,
         subflows: dict[int, Subflow],
         outbox: Outbox,
+        resets: Resets,
         limits: Limits,
         now: float,
     ) -> None:
         self._table = table
         self._subflows = subflows
         self._outbox = outbox
+        self._resets = resets
         self._limits = limits
         self._tick_at = now + TICK
         self._repeat_after = now
@@ -85,7 +89,11 @@ class Timers:
         return min(when, self._repeat_after) if self.repeat_wanted else when
 
     def on_time(self, now: float) -> Due | None:
-        """What is due, if it is time to look at everything."""
+        """What is due, if it is time to look at everything.
+
+        Raises:
+            RemoteError: the peer has left too much unanswered.
+        """
         self._outbox.on_time(now)
         if now < self._tick_at:
             return None
@@ -93,6 +101,7 @@ class Timers:
         for stream in self._table.streams.values():
             if liveness.is_stuck(stream, self._limits):
                 self._outbox.send(liveness.probe(stream))
+        self._resets.on_time(self._subflows.values())
         self._outbox.repeat_resets()
         idle = self._idle_streams(now)
         end = self._end_of_session(len(self._table.streams) - len(idle), now)
@@ -132,7 +141,8 @@ class Timers:
         streams = self._table.streams
         self._repeat_after = now + len(streams) * REPEAT_SPACING
         for stream in streams.values():
-            if stream.open_received:
+            # What nobody has heard of needs no ACK, and may lose its id.
+            if stream.open_received and stream.open_sent:
                 self._outbox.ack(stream, now, urgent=True)
             if not stream.send.lost and liveness.needs_news(stream):
                 self._outbox.send(liveness.probe(stream))
@@ -140,6 +150,7 @@ class Timers:
             for subflow_id in self._finished:
                 self._outbox.hint(Gone(subflow_id))
         self._finished.clear()
+        self._resets.repeat()
         self._outbox.repeat(self._subflows.values())
 
     def _idle_streams(self, now: float) -> list[Stream]:

@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from fastmtcp.endpoint import Endpoint
-from fastmtcp.io.loop import Loop, Timer
+from fastmtcp.io.loop import ERR, Loop, Timer
 from fastmtcp.io.resolver import Address, Question, Resolver, numeric
 from fastmtcp.io.tcp import abort, local_address, read_urgent_in_line
 
@@ -199,9 +199,21 @@ class Dial:
             return
         self._on_error(_error(code))
 
-    def _on_event(self, _mask: int) -> None:
+    def _on_event(self, mask: int) -> None:
         sock = self._sock
         assert sock is not None
+        if mask & ERR:
+            # It may have accepted, spoken and reset the connection. SO_ERROR would tell that once,
+            # and the next owner take the end of the words for a clean one.
+            try:
+                if sock.recv(1, socket.MSG_PEEK):
+                    self._succeed(sock)
+                    return
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._on_error(error)
+                return
         try:
             peer = sock.getpeername()
         except OSError:
@@ -218,6 +230,9 @@ class Dial:
             self._sock = None
             self._on_error(_error(errno.ECONNREFUSED))
             return
+        self._succeed(sock)
+
+    def _succeed(self, sock: socket.socket) -> None:
         self._finish()
         self._sock = None
         self._connected(sock)

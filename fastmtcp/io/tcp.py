@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import socket
 import struct
 import sys
+import termios
 
 _LINUX = sys.platform == "linux"
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
@@ -92,6 +95,18 @@ def set_lowat(sock: socket.socket, lowat: int) -> None:
     if _LINUX:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, lowat)
+
+
+def unacked(sock: socket.socket) -> int:
+    """Bytes that the other end of a connection has not acknowledged: an RST would destroy them. 0
+    where the system does not tell (SIOCOUTQ, tcp(7)), and for a unix socket, where what is sent has
+    arrived."""
+    if not _LINUX or sock.family == socket.AF_UNIX:
+        return 0
+    count = array.array("i", [0])
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(sock, termios.TIOCOUTQ, count)
+    return count[0]
 
 
 def text_address(name: object) -> str:

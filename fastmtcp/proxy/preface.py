@@ -100,13 +100,16 @@ class Waiting:
         answer: bytes,
         connected: Callable[[], None],
         refused: Callable[[ResetCode], None],
+        progress: Callable[[], None],
     ) -> None:
+        """`progress` lets the session send: nobody else may have a reason to, for a long time."""
         self._loop = loop
         self._sock = sock
         self._stream = stream
         self._answer = answer
         self._connected = connected
         self._refused = refused
+        self._progress = progress
         self._over = False
         stream.watcher = self
         loop.watch(sock.fileno(), self._on_event)
@@ -138,6 +141,7 @@ class Waiting:
         log.debug("stream %d: the application is gone", self._stream.stream_id)
         _drop(self._loop, self._sock)
         self._stream.reset(ResetCode.CANCELLED)
+        self._progress()
 
 
 def say_farewell(loop: Loop, sock: socket.socket, answer: bytes) -> None:

@@ -66,9 +66,16 @@ class Outgoing:
         if self._send_proxy != "off":
             source = parse_source(self._stream.source)
             try:
-                destination = parse_source(text_address(sock.getpeername()))
-                # A fresh socket's buffer takes all of it.
-                sock.send(header(self._send_proxy, source, destination))
+                destination = text_address(sock.getpeername())
+            except OSError:
+                destination = ""
+            try:
+                if destination:
+                    # A fresh socket's buffer takes all of it.
+                    sock.send(header(self._send_proxy, source, parse_source(destination)))
+                else:
+                    # Gone already. If it has spoken, the relay is told of that behind its words.
+                    sock.recv(1, socket.MSG_PEEK)
             except OSError as error:
                 # Told once: the relay would take the reset for a FIN.
                 self._loop.unwatch(sock.fileno())

@@ -323,7 +323,7 @@ class _Plan:
             lambda: Open(number, self.offset(), bool(self.byte() & 1), "a:1"),
             lambda: Data(number, self.offset(), bool(self.byte() & 1)),
             lambda: Ack(number, self.offset(), self.offset(), bool(self.byte() & 1)),
-            lambda: Reset(number, self.byte()),
+            lambda: Reset(number, self.byte(), self.offset()),
             lambda: ResetAck(number),
             lambda: Closed(number),
             lambda: Blocked(number, self.offset()),

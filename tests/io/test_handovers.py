@@ -20,7 +20,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import ResetCode
-from fastmtcp.engine.wire.frames import Open, Reset
+from fastmtcp.engine.wire.frames import Frame, Open, Reset
 from fastmtcp.errors import PeerError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.dialer import Dial
@@ -240,7 +240,9 @@ class TestWaiting:
             calls.append(code.name)
 
         connected = partial(calls.append, "connected")
-        return Waiting(joined.loop, sock, stream, b"yes", connected, refused), stream, calls
+        progress = partial(calls.append, "progress")
+        waiting = Waiting(joined.loop, sock, stream, b"yes", connected, refused, progress)
+        return waiting, stream, calls
 
     def test_a_reset_that_another_was_told(self) -> None:
         with Joined() as joined:
@@ -249,7 +251,8 @@ class TestWaiting:
             tell(joined.loop, near, ERR)
             _, stream, calls = self.wait(joined, near)
             joined.until(lambda: stream.reset_code is ResetCode.CANCELLED)
-            assert calls == []
+            # The server is to be told now, not when something else happens.
+            assert calls == ["progress"]
 
     def test_a_reset_that_the_answer_runs_into(self) -> None:
         """The send() that is told of it is the only one to be told."""
@@ -260,7 +263,7 @@ class TestWaiting:
             stream.confirmed = True
             waiting.update()
             assert stream.reset_code is ResetCode.CANCELLED
-            assert calls == []
+            assert calls == ["progress"]
             assert near.fileno() < 0
 
 
@@ -348,13 +351,22 @@ class Busy:
 def test_a_target_that_resets_while_the_proxy_header_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The send() that is told of it is the only one to be told: the relay would see a FIN."""
+    """A send() that is told of it is the only one to be told: the relay would see a FIN."""
     server = Server()
     config = msgspec.structs.replace(server.service._config, send_proxy="v2")
     server.service._config = config
     # Called when the Dial is over, and before the header is sent.
     monkeypatch.setattr(outgoing, "tune", lambda _: break_off(server.target.accept()[0]))
-    answer = server.answer("")
-    assert isinstance(answer, Reset)
-    assert answer.code == ResetCode.UNREACHABLE
+    server.new_session()
+    subflow = server.sockets[-1]
+    subflow.sendall(encode(Open(0, 1000, False)))
+    said: list[Frame] = []
+
+    def is_reset() -> bool:
+        said.extend(server.said(subflow))
+        return any(isinstance(frame, Reset) for frame in said)
+
+    run_until(server.loop, is_reset, "the stream is reset")
+    # What it has said comes first.
+    assert Reset(0, ResetCode.CANCELLED, len(SAID)) in said
     server.close()

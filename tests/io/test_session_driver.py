@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.engine.wire.errors import SessionCode
+from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 
 from tests.io.joined import Joined
 from tests.io.net import Background, data, fill, is_reset, read_all, tcp_pair, turn
@@ -275,3 +276,21 @@ def test_the_peer_hears_why_a_session_had_to_go() -> None:
             ((code, reason),) = ended
             assert code is SessionCode.LIMIT
             assert "memory" in reason
+
+
+def test_a_returned_stream_whose_application_is_gone_goes_to_no_other_session() -> None:
+    returned: list[Stream] = []
+
+    def take(stream: Stream) -> bool:
+        returned.append(stream)
+        return True
+
+    with Joined(subflows=0) as joined:
+        client = joined.client
+        client.driver.on_returned = take
+        gone, here = (client.session.open(joined.loop.now) for _ in range(2))
+        client.session.on_draining()
+        gone.reset(ResetCode.CANCELLED)
+        client.driver.progress()
+        assert returned == [here]
+        assert gone.reset_code is ResetCode.CANCELLED

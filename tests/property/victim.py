@@ -48,7 +48,8 @@ class Victim:
             try:
                 session.open(self.now).announce()
             except LocalError:
-                assert not session.opener or session.ended or len(session.streams) >= 5
+                full = len(session.table.waiting) >= LIMITS.max_streams
+                assert not session.opener or session.ended or full
         elif action == "detach" and session.subflows:
             self.replace(min(session.subflows))
         elif action == "events":
@@ -87,12 +88,15 @@ class Victim:
             gaps += receive.data.gaps
             assert receive.data.highest - receive.window.taken <= receive.window.size
             assert receive.data.ready_bytes == sum(map(len, receive.data.ready))
+        parting = session.table.parting
+        assert len(parting) <= min(LIMITS.max_streams, session._outbox.unconfirmed)
+        held += sum(one.send.held for one in (*parting.values(), *session.table.waiting))
         assert session.held == held <= LIMITS.send_buffer
         # A stream that is complete is forgotten, and its application still takes what came.
         self.seen.update(session.streams.values())
         kept = sum(stream.receive.data.held for stream in self.seen)
         assert session.holding.bytes == held + kept
-        assert session.holding.client.streams == len(session.streams)
+        assert session.holding.client.streams == len(session.streams) + len(parting)
         assert session.table.windows.free >= 0
         assert session.table.windows.free + grown == LIMITS.window_pool
         assert session.table.gaps.free >= 0

@@ -65,6 +65,8 @@ class App:
         self.reset: ResetCode | None = None
         self.received_first_at: float | None = None
         self.ended_at: float | None = None
+        self.written_at_reset: int | None = None
+        """How much it had written when it reset its connection."""
         self._written = 0
         self._allowed = 0
         self._deaf = False
@@ -99,17 +101,18 @@ class App:
         """The stream was updated, or the application can go on."""
         if self.reset is not None:
             return
-        if self.stream.reset_code is not None:
-            self.reset = self.stream.reset_code
-        else:
+        if self.stream.reset_code is None:
             self._read()
             self._write()
+        if self.stream.reset_code is not None:
+            self.reset = self.stream.reset_code
         if self.over and self.ended_at is None:
             self.ended_at = self.host.clock.now
 
     def abort(self) -> None:
         """The application resets its connection."""
         if not self.over:
+            self.written_at_reset = self._written
             self.stream.reset(ResetCode.CANCELLED)
             self._wake()
 
@@ -306,14 +309,17 @@ class Host:
             assert min(send.next, send.buffer.end) <= max(send.limit, 0)
             assert send.backlog <= limits.backlog
             assert stream.reset_code is None
+        parting = session.table.parting
+        held += sum(stream.send.held for stream in parting.values())
         assert session.held == held
-        assert held <= limits.send_buffer + OWN_SEND_ROOM * len(session.streams)
+        assert held <= limits.send_buffer + OWN_SEND_ROOM * (len(session.streams) + len(parting))
         assert session.table.windows.free >= 0
         assert session.table.windows.free + grown == limits.window_pool
         assert len(session.streams) <= limits.max_streams
         self.most_held = max(self.most_held, held)
         if session.ended is not None:
             assert not session.streams
+            assert not session.table.parting
 
     def _handle_events(self) -> bool:
         """Do what the session says has happened; False if nothing has."""

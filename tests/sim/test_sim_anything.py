@@ -137,6 +137,34 @@ def test_any_schedule(
     assert wanted or not resets
 
 
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    paths=st.lists(st.sampled_from([Path(0.01, 1e6), Path(0.05, 1e7)]), min_size=1, max_size=3),
+    streams=st.lists(
+        st.tuples(MOMENTS, SIZES, SIZES, MOMENTS, st.booleans()), min_size=1, max_size=5
+    ),
+    death=st.one_of(st.none(), MOMENTS),
+)
+def test_what_was_written_before_a_reset_arrives(
+    seed: int,
+    paths: list[Path],
+    streams: list[tuple[float, int, int, float, bool]],
+    death: float | None,
+) -> None:
+    """Whole, as the reader reads and a line is there; whichever subflow dies meanwhile."""
+    world = World(seed, paths)
+    for when, up, down, reset_at, by_client in streams:
+        client = Script(((0.0, up),), reset_at=reset_at if by_client else None)
+        server = Script(((0.0, down),), reset_at=None if by_client else reset_at)
+        world.open_at(when, client, server)
+    if death is not None:
+        world.clock.at(death, lambda: world.kill(world.live()[0]))
+    world.run_for(4.1)
+    world.run_all()
+    world.check_last_bytes()
+
+
 class WorldMachine(RuleBasedStateMachine):
     """The same, step by step, so that faults come when something has just happened."""
 

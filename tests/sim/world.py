@@ -189,6 +189,8 @@ class World:
         return not (
             self.client.session.streams
             or self.server.session.streams
+            or self.client.session.table.parting
+            or self.server.session.table.parting
             or any(not app.over for app in self.client.apps.values())
             or any(not app.over for app in self.server.apps.values())
         )
@@ -224,10 +226,22 @@ class World:
                 assert mine.eof
                 assert theirs.eof
 
+    def check_last_bytes(self) -> None:
+        """With a network that is well, and applications that read, all that was written before a
+        reset arrives, if the other end did not reset too."""
+        for mine in self.client.apps.values():
+            theirs = self.server.apps.get(mine.stream.stream_id)
+            for source, sink in ((mine, theirs), (theirs, mine)):
+                if source is None or sink is None or source.written_at_reset is None:
+                    continue
+                if sink.written_at_reset is None:
+                    assert len(sink.received) == source.written_at_reset
+
     def check_nothing_is_left(self) -> None:
         for host in (self.client, self.server):
             session = host.session
             assert session.streams == {}
+            assert session.table.parting == {}
             assert session.held == 0
             assert session.table.windows.free == session.limits.window_pool
             assert session.table.gaps.free == session.limits.max_gaps

@@ -22,7 +22,6 @@ from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_SUBFLOW, HeldUp, Stream
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.engine.wire.errors import ResetCode
 
 NOW = 1_000_000.0
 
@@ -209,16 +208,16 @@ def test_a_stream_waits_in_one_queue_once() -> None:
     assert not streams.scheduler
 
 
-def test_a_stream_that_was_reset_or_has_nothing_left_is_passed_over() -> None:
+def test_a_stream_that_was_dropped_or_has_nothing_left_is_passed_over() -> None:
     streams = Streams()
     gone, empty, last = (streams.stream(size=10) for _ in range(3))
-    gone.reset_code = ResetCode.CANCELLED
+    gone.send.drop()
     empty.send.pull(10)
     assert streams.turn() is last
     assert streams.turn() is None
     streams.scheduler.add(empty, NOW)
     streams.scheduler.add(gone, NOW)
-    streams.scheduler.promote(gone)
+    assert not gone.send.on_lost(0, 10)
     assert not streams.scheduler
 
 

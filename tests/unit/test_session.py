@@ -226,9 +226,11 @@ def test_who_may_open_how_many() -> None:
     assert [one.stream_id for one in (*streams, *waiting)] == [0, 1, 2, NO_ID, NO_ID, NO_ID]
     with pytest.raises(LocalError, match="3 streams wait to be opened"):
         pair.client.open(START)
+    streams[1].announce()
     streams[1].reset(ResetCode.CANCELLED)
-    collect(pair.client, START)
-    assert [one.stream_id for one in waiting] == [3, NO_ID, NO_ID]
+    # Nobody has heard of it.
+    assert [frame for frame, _ in pair.flush(pair.client)] == [Open(1, 1 << 20, False)]
+    assert [one.stream_id for one in waiting] == [1, NO_ID, NO_ID]
 
 
 # --- both ways --------------------------------------------------------------------------------
@@ -390,17 +392,25 @@ def test_a_reset_reaches_the_other_side(code: ResetCode, by_client: bool) -> Non
     mine.finish()
     assert mine.room == 0
     pair.exchange()
-    assert mine.reset_code is theirs.reset_code is code
+    assert mine.reset_code is code
     assert not theirs.at_end
-    assert not theirs.receive.data.ready
     assert theirs in updated(pair.server if by_client else pair.client)
+    # What came before is for the application. Only its own reset is worth waiting for.
+    came = b"abc" * by_client + b"unsent" * (code is ResetCode.CANCELLED)
+    assert ready_bytes(theirs) == came
+    assert theirs.reset_code is (None if came else code)
+    assert theirs.room == 0
+    theirs.take(len(came), pair.now)
+    assert theirs.reset_code is code
+    assert not theirs.at_end
+    pair.exchange()
     assert_nothing_is_left(pair)
 
 
 def test_a_code_of_a_newer_peer_is_a_reset_all_the_same() -> None:
     pair = Pair()
     mine, _ = pair.open(b"abc")
-    feed(pair.client, pack(Reset(mine.stream_id, 1234)))
+    feed(pair.client, pack(Reset(mine.stream_id, 1234, 0)))
     assert mine.reset_code is ResetCode.CANCELLED
 
 
@@ -408,31 +418,38 @@ def test_a_reset_stream_never_looks_finished() -> None:
     """A truncated stream must not end like a whole one (rule 2)."""
     pair = Pair()
     mine, theirs = pair.open(b"abc")
-    mine.write(b"def")
-    mine.finish()
-    pair.flush(pair.client)
+    theirs.write(b"def")
+    theirs.finish()
     mine.reset(ResetCode.CANCELLED)
     pair.exchange()
+    theirs.take(3, pair.now)
     assert theirs.reset_code is not None
     assert not theirs.at_end
     assert not theirs.finished
+    assert not mine.finished
 
 
-def test_a_reset_drops_what_is_queued() -> None:
+def test_a_reset_behind_an_end_comes_behind_the_end() -> None:
     pair = Pair()
-    mine, _ = pair.open(b"abc")
-    mine.write(bytes(50_000))
+    mine, theirs = pair.open(b"abc")
+    mine.finish()
+    pair.exchange()
     mine.reset(ResetCode.CANCELLED)
-    assert pair.client.held == 0
-    frames = [frame for frame, _ in pair.flush(pair.client)]
-    assert frames == [Reset(mine.stream_id, ResetCode.CANCELLED)]
+    pair.exchange()
+    theirs.take(3, pair.now)
+    assert theirs.at_end
+    assert theirs.reset_code is None
+    theirs.take_end()
+    assert theirs.reset_code is ResetCode.CANCELLED
+    assert not theirs.finished
+    assert_nothing_is_left(pair)
 
 
 def test_a_reset_is_said_again_until_it_is_confirmed() -> None:
     pair = Pair()
     mine, _ = pair.open(b"abc")
     mine.reset(ResetCode.REFUSED)
-    reset = (Reset(mine.stream_id, ResetCode.REFUSED), b"")
+    reset = (Reset(mine.stream_id, ResetCode.REFUSED, 3), b"")
     assert frames_of(collect(pair.client, pair.now)) == [reset]
     for _ in range(3):
         pair.now += 1.1
@@ -450,14 +467,14 @@ def test_every_reset_is_confirmed_also_of_a_stream_that_is_gone() -> None:
     finish_both(pair, mine, theirs)
     assert_nothing_is_left(pair)
     for session in (pair.client, pair.server):
-        feed(session, pack(Reset(mine.stream_id, 0)))
+        feed(session, pack(Reset(mine.stream_id, 0, 3)))
         assert frames_of(collect(session, pair.now)) == [(ResetAck(mine.stream_id), b"")]
 
 
-def test_a_stream_that_was_reset_before_it_was_sent_is_never_opened() -> None:
+def test_a_stream_whose_reset_overtakes_its_open_is_never_opened() -> None:
     pair = Pair()
     stream = pair.client.open(pair.now)
-    stream.write(b"abc")
+    stream.announce()
     (_, late) = collect(pair.client, pair.now)[0]
     stream.reset(ResetCode.CANCELLED)
     pair.exchange()

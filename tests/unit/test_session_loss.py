@@ -508,7 +508,8 @@ def test_a_reset_is_said_again_at_once_when_a_subflow_dies() -> None:
     mine.reset(ResetCode.CANCELLED)
     collect(pair.client, pair.now)
     pair.detach_at(pair.client, 0)
-    assert (Reset(mine.stream_id, 0), b"") in pair.flush(pair.client)
+    assert (Reset(mine.stream_id, 0, 3), b"") in pair.flush(pair.client)
+    theirs.take(3, pair.now)
     assert theirs.reset_code is ResetCode.CANCELLED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, OWN_SEND_ROOM, Limits
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.streams.stream import NO_ID
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
     Ack,
@@ -239,7 +240,7 @@ def test_a_full_send_buffer_is_free_again_when_its_stream_is_reset(closed: bool)
     if closed:
         feed(pair.client, pack(Closed(first.stream_id)))
     else:
-        first.reset(ResetCode.CANCELLED)
+        first.reset(ResetCode.IDLE)
     assert second in updated(pair.client)
     assert second.room == 100_000 - OWN_SEND_ROOM
 
@@ -293,6 +294,13 @@ def test_opening_and_resetting_in_one_breath_costs_no_more_than_open_streams() -
     assert len(seen.opened) <= 300
     assert len(seen.updated) <= 300
     collect(pair.server, pair.now)
+    # Nobody takes their bytes, for ever.
+    for _ in range(5):
+        pair.now += 1
+        pair.server.on_time(pair.now)
+    assert not pair.server.streams
+    collect(pair.server, pair.now)
+    events(pair.server)
     feed(pair.server, pack(Open(10_000, 0, False), b"x"))
     assert len(opened(pair.server)) == 1
 
@@ -305,32 +313,82 @@ def test_a_peer_that_confirms_no_reset_loses_its_session() -> None:
     assert caught.value.code == SessionCode.LIMIT
 
 
-def test_too_many_resets_of_our_own_end_the_session_without_an_exception() -> None:
-    """The application resets; it must not be the one that gets the error."""
+@pytest.mark.parametrize("data", [b"", b"abc"])
+@pytest.mark.parametrize(("most", "expected"), [(10, 10), (100, 20)])
+def test_applications_that_come_and_go_in_an_outage_do_not_end_the_session(
+    data: bytes, most: int, expected: int
+) -> None:
+    """What the server has not heard of yet is nobody's fault: there are no more for a while."""
+    pair = Pair(limits=Limits(max_streams=10), server_limits=Limits(max_streams=most))
+    started = 0
+    sent = []
+    for _ in range(100):
+        stream = pair.client.open(pair.now)
+        stream.write(data)
+        stream.announce()
+        sent += collect(pair.client, pair.now)
+        started += stream.stream_id != NO_ID
+        stream.reset(ResetCode.CANCELLED)
+    assert started == expected
+    assert pair.client.ended is None
+    assert len(pair.client.table.parting) <= 10
+    for subflow in pair.client.subflows.values():
+        subflow.ready = False
+    for carrier, wire in sent:
+        feed(pair.server, wire, subflow=carrier.subflow_id)
+    for _ in range(12):
+        pair.now += 1
+        pair.server.on_time(pair.now)
+        pair.client.on_time(pair.now)
+    assert not pair.client.table.parting
+    for subflow in pair.client.subflows.values():
+        subflow.ready = True
+    pair.exchange()
+    assert pair.client.open(pair.now).stream_id == expected
+
+
+def test_applications_that_come_and_go_while_nothing_is_sent_use_up_no_ids() -> None:
     pair = Pair(limits=Limits(max_streams=10))
     for subflow in pair.client.subflows.values():
         subflow.ready = False
-    for _ in range(100):
-        if pair.client.ended is None:
-            pair.client.open(pair.now).reset(ResetCode.CANCELLED)
-    assert pair.client.ended is not None
-    assert pair.client.ended[0] == SessionCode.LIMIT
+    for _ in range(1000):
+        stream = pair.client.open(pair.now)
+        stream.announce()
+        stream.reset(ResetCode.CANCELLED)
+    assert stream.stream_id == 0
+    assert pair.client.is_quiet
+
+
+def test_a_server_whose_resets_nobody_confirms_ends_the_session_without_an_exception() -> None:
+    """The target resets; it must not be the one that gets the error."""
+    pair = Pair(limits=Limits(max_streams=10))
+    for number in range(100):
+        feed(pair.server, pack(Open(number, 0, False)))
+        for stream in opened(pair.server):
+            stream.reset(ResetCode.CANCELLED)
+        if pair.server.ended is not None:
+            break
+    assert number == 30
+    assert pair.server.ended is not None
+    assert pair.server.ended[0] == SessionCode.LIMIT
 
 
 def test_any_order_of_opens_and_resets_that_a_client_may_produce_is_accepted() -> None:
     pair = Pair(limits=Limits(max_streams=10))
-    for subflow in pair.client.subflows.values():
-        subflow.ready = False
-    streams = []
-    for _ in range(3):
+    # This one keeps to what the server says, and waits for its answers. Another may not.
+    pair.client.peer.streams = 0
+    sent = []
+    for data in (b"", b"x"):
         streams = [pair.client.open(pair.now) for _ in range(10)]
-        if streams[-1].stream_id < 20:
+        for stream in streams:
+            stream.write(data)
+            stream.announce()
+        sent += collect(pair.client, pair.now)
+        if not data:
             for stream in streams:
                 stream.reset(ResetCode.CANCELLED)
-    for stream in streams:
-        stream.write(b"x")
-    pair.client.subflows[0].ready = True
-    wires = [pack(*frame) for frame in frames_of(collect(pair.client, pair.now))]
+    sent += collect(pair.client, pair.now)
+    wires = [pack(*frame) for frame in frames_of(sent)]
     assert len(wires) == 30
     for wire in reversed(wires):
         feed(pair.server, wire)

@@ -95,7 +95,7 @@ def test_open_and_fin_are_no_unacked_bytes() -> None:
     assert [(start, stop) for _, start, stop in subflow.inflight] == [(-1, 4)]
     assert snapshot.subflow(subflow, START).unacked == 3
     assert snapshot.stream(stream, START).unacked == 3
-    stream.reset(ResetCode.CANCELLED)
+    stream.reset(ResetCode.INTERNAL)
     assert snapshot.subflow(subflow, START).unacked == 0
 
 

@@ -8,7 +8,7 @@ from fastmtcp.engine.quota import ClientQuota
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_ID, Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
-from fastmtcp.engine.wire.frames import Ack, Data, Goaway, Open, Reset
+from fastmtcp.engine.wire.frames import Ack, Data, Goaway, Open, Reset, ResetAck
 
 from tests.unit.wire import START, Pair, collect, events, feed, frames_of, opened, pack, ready_bytes
 
@@ -31,10 +31,14 @@ def test_a_stream_too_many_waits_with_its_bytes_until_one_ends() -> None:
     write_all([first, second, third])
     pair.exchange()
     assert ids([first, second, third]) == [0, 1, NO_ID]
-    assert len(opened(pair.server)) == 2
+    taken, _ = opened(pair.server)
     assert pair.client.held == 1
     assert not pair.client.is_quiet
     first.reset(ResetCode.CANCELLED)
+    pair.exchange()
+    # Its target has not taken yet what came before the reset.
+    assert third.stream_id == NO_ID
+    taken.take(1, pair.now)
     pair.exchange()
     (theirs,) = opened(pair.server)
     assert (third.stream_id, ready_bytes(theirs)) == (2, b"2")
@@ -96,6 +100,21 @@ def test_streams_that_wait_are_lost_with_the_session() -> None:
     pair.client.end(SessionCode.TIMEOUT, "")
     assert [stream.reset_code for stream in streams] == [ResetCode.SESSION_LOST] * 3
     assert events(pair.client).returned == []
+
+
+def test_a_stream_that_the_server_does_not_take_has_no_last_bytes() -> None:
+    pair = Pair()
+    stream = pair.client.open(pair.now)
+    stream.write(b"abc")
+    collect(pair.client, pair.now)
+    stream.reset(ResetCode.CANCELLED)
+    assert list(pair.client.table.parting.values()) == [stream]
+    collect(pair.client, pair.now)
+    feed(pair.client, pack(Reset(0, ResetCode.LIMIT)))
+    assert frames_of(collect(pair.client, pair.now)) == [(ResetAck(0), b"")]
+    assert pair.client.held == 0
+    assert pair.client.is_quiet
+    assert pair.client.is_over
 
 
 # --- limits that the client cannot know -------------------------------------------------------
@@ -170,6 +189,7 @@ def test_a_stream_that_the_server_has_taken_is_reset_whatever_it_says_later() ->
             collect(pair.client, START)
             feed(pair.client, word)
             feed(pair.client, pack(Reset(0, code)))
+            stream.take(stream.receive.data.ready_bytes, START)
             assert stream.reset_code is code
             assert pair.client.streams == {}
 

@@ -19,7 +19,7 @@ def needs_news(stream: Stream) -> bool:
     """True if this stream waits for an ACK, for credit or for its target, and the word may have
     got lost."""
     send = stream.send
-    if not stream.open_received or not stream.open_sent:
+    if not stream.open_received or not stream.open_sent or send.dropped:
         return False
     return send.unacked or send.blocked or (stream.opener and not stream.connected)
 

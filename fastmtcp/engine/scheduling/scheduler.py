@@ -48,7 +48,7 @@ class Scheduler:
 
     def add(self, stream: Stream, now: float) -> None:
         """Queue a stream that may have become sendable."""
-        if stream.queue is not None or stream.reset_code is not None or not stream.send.sendable:
+        if stream.queue is not None or not stream.send.sendable:
             return
         if stream.send.lost:
             queue = self._lost
@@ -63,7 +63,7 @@ class Scheduler:
 
     def promote(self, stream: Stream) -> None:
         """A range of this stream was lost: move it to the front group."""
-        if stream.queue is self._lost or stream.reset_code is not None:
+        if stream.queue is self._lost:
             return
         if stream.queue is not None:
             stream.queue.remove(stream)
@@ -93,8 +93,8 @@ class Scheduler:
             else:
                 return None
             stream.queue = None
-            # Reset, or acknowledged meanwhile through another subflow.
-            if stream.reset_code is None and stream.send.sendable:
+            # Dropped, or acknowledged meanwhile through another subflow.
+            if stream.send.sendable:
                 return stream
 
     def _is_turn_of_small(self, *, bulk: bool) -> bool:

@@ -11,17 +11,25 @@ class StreamIds:
     Frames of different subflows overtake one another, so an id may be skipped and come later.
     """
 
-    __slots__ = ("_most_skipped", "_next", "_skipped")
+    __slots__ = ("_free", "_most_skipped", "_next", "_skipped")
 
     def __init__(self, most_skipped: int) -> None:
         self._next = 0
         self._skipped: set[int] = set()
+        self._free: list[int] = []
         self._most_skipped = most_skipped
 
     def allocate(self) -> int:
+        if self._free:
+            return self._free.pop()
         stream_id = self._next
         self._next += 1
         return stream_id
+
+    def take_back(self, stream_id: int) -> None:
+        """Nothing was ever sent of this id: it may be used, or the other side would wait for it
+        for ever."""
+        self._free.append(stream_id)
 
     def was_allocated(self, stream_id: int) -> bool:
         return 0 <= stream_id < self._next

@@ -18,7 +18,7 @@ class SendSide:
     Invariants: acked <= next <= buffer.end + finished; the buffer holds [acked, end).
     """
 
-    __slots__ = ("acked", "asked_at", "buffer", "finished", "limit", "lost", "next")
+    __slots__ = ("acked", "asked_at", "buffer", "dropped", "finished", "limit", "lost", "next")
 
     def __init__(self, *, opener: bool, limit: int) -> None:
         self.buffer = SendBuffer()
@@ -28,6 +28,8 @@ class SendSide:
         self.acked = self.next
         self.lost = RangeSet()
         self.finished = False
+        self.dropped = False
+        """True once nothing more is sent or sent again, see drop()."""
         self.asked_at = -1
         """The limit at which the peer was last asked for a larger window."""
 
@@ -57,7 +59,7 @@ class SendSide:
     @property
     def complete(self) -> bool:
         """True if everything, the FIN included, is acknowledged."""
-        return self.finished and self.acked > self.buffer.end
+        return self.finished and self.acked > self.buffer.end and not self.dropped
 
     @property
     def blocked(self) -> bool:
@@ -119,6 +121,14 @@ class SendSide:
         self.acked = self.next
         self.lost.drop_below(self.acked)
         self.buffer.clear()
+
+    def drop(self) -> None:
+        """Nothing more is sent, nor sent again: to all that ask it looks acknowledged, and yet is
+        never complete."""
+        self.dropped = self.dropped or not self.complete
+        self.buffer.clear()
+        self.next = self.acked = self.buffer.end + self.finished
+        self.lost.drop_below(self.next)
 
     def on_lost(self, start: int, stop: int) -> bool:
         """The subflow that carried [start, stop) died. True if any of it must be sent again."""

@@ -59,9 +59,9 @@ class StreamOwner(Protocol):
 class Stream:
     """The application's side of a stream.
 
-    States: open -> (finished | reset). A stream is finished when both directions are: our FIN is
-    acknowledged, and the application took everything up to the peer's FIN. It is never half
-    there: if it cannot be finished, it is reset at both ends.
+    States: open -> (finished | ending -> reset | reset). A stream is finished when both directions
+    are: our FIN is acknowledged, and the application took everything up to the peer's FIN. It is
+    never half there: if it cannot be finished, it is reset at both ends.
     """
 
     __slots__ = (
@@ -70,6 +70,9 @@ class Stream:
         "_sent_at",
         "confirmed",
         "created_at",
+        "end_taken",
+        "ending",
+        "ends_at",
         "held_up",
         "idle_probes",
         "moved",
@@ -116,7 +119,14 @@ class Stream:
         """The server has said that the target is connected: at the client, heard; at the server,
         said or about to be. See `connected`."""
         self.reset_code: ResetCode | None = None
-        """Set once the stream was reset, by either side."""
+        """Set once the application's end is to be reset, whichever side began."""
+        self.ending: ResetCode | None = None
+        """Set once the peer has reset the stream, or the session has ended: nothing more is sent,
+        and the application gets what came before its own end is reset (fastmtcp.engine.resets)."""
+        self.ends_at = 0
+        """With `ending`: bytes below this offset are still waited for."""
+        self.end_taken = False
+        """True once the application was told of the peer's FIN."""
         self.watcher: StreamWatcher | None = None
         """Is told when something happens to this stream."""
         self.rescued_at = 0.0
@@ -142,7 +152,7 @@ class Stream:
     @property
     def room(self) -> int:
         """Bytes that may be read from the application now."""
-        if self.send.finished or self.reset_code is not None:
+        if self.send.finished or self.send.dropped or self.reset_code is not None:
             return 0
         return self._owner.room_for(self)
 
@@ -152,24 +162,24 @@ class Stream:
         Raises:
             LocalError: after finish().
         """
-        if self.reset_code is None:
+        if self._may_send:
             self.send.write(view)
             self._owner.on_written(self, len(view))
 
     def announce(self) -> None:
         """Open the stream at the peer now, even if there are no bytes to go with the OPEN."""
-        if self.reset_code is None:
+        if self._may_send:
             self._owner.on_written(self, 0)
 
     def confirm(self) -> None:
         """At the server: the target is connected, the client may know."""
-        if self.reset_code is None and not self.confirmed:
+        if self._may_send and not self.confirmed:
             self.confirmed = True
             self._owner.on_confirmed(self)
 
     def finish(self) -> None:
         """The application sent its FIN."""
-        if self.reset_code is None and not self.send.finished:
+        if self._may_send and not self.send.finished:
             self.send.finished = True
             self._owner.on_written(self, 0)
 
@@ -201,7 +211,12 @@ class Stream:
 
     def take_end(self) -> None:
         """The application was told of the peer's FIN."""
+        self.end_taken = True
         self._owner.finish_if_done(self)
+
+    @property
+    def _may_send(self) -> bool:
+        return self.reset_code is None and not self.send.dropped
 
     @property
     def open_sent(self) -> bool:

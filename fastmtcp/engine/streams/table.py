@@ -33,6 +33,7 @@ class StreamTable:
         "memory",
         "opened",
         "opener",
+        "parting",
         "refused",
         "streams",
         "streams_opened",
@@ -52,6 +53,9 @@ class StreamTable:
         self.streams: dict[int, Stream] = {}
         self.find: Callable[[int], Stream | None] = self.streams.get
         """The stream with this id, if it is here. (No method: it is asked for every frame.)"""
+        self.parting: dict[int, Stream] = {}
+        """Streams that this side has reset, and whose last bytes are still on their way to the
+        peer (fastmtcp.engine.resets)."""
         self.memory = SendMemory(limits, holding, self.mark_updated)
         self.windows = WindowPool(limits.window_pool, holding.memory)
         self.gaps = GapPool(limits.max_gaps)
@@ -154,6 +158,26 @@ class StreamTable:
         stream.reset_code = code
         self.forget(stream)
 
+    def part(self, stream: Stream, code: ResetCode) -> None:
+        """The same, but what was written goes on being sent, until drop()."""
+        stream.reset_code = code
+        del self.streams[stream.stream_id]
+        self.parting[stream.stream_id] = stream
+        self._end_receiving(stream)
+
+    def drop(self, stream_id: int) -> None:
+        """What a stream that has parted still had to send is delivered, or given up."""
+        stream = self.parting.pop(stream_id, None)
+        if stream is not None:
+            self.stop_sending(stream)
+            self.holding.client.streams -= 1
+
+    def stop_sending(self, stream: Stream) -> None:
+        """Nothing that was written is sent any more."""
+        held = stream.send.held
+        stream.send.drop()
+        self.memory.let_go(held)
+
     def forget(self, stream: Stream) -> None:
         """The stream is finished or was reset: it gives back what it holds."""
         if self.streams.pop(stream.stream_id, None) is not None:
@@ -162,12 +186,17 @@ class StreamTable:
             del self.waiting[stream]
         else:
             return
+        self._end_receiving(stream)
+        self.stop_sending(stream)
+
+    def take_back(self, stream: Stream) -> None:
+        """The peer has never heard of this stream, which was reset: another may have its id."""
+        self._ids.take_back(stream.stream_id)
+
+    def _end_receiving(self, stream: Stream) -> None:
         self.memory.forget(stream)
         self._past_sent += stream.send.buffer.end
         self._past_received += stream.receive.data.next
-        held = stream.send.held
-        stream.send.buffer.clear()
-        self.memory.let_go(held)
         stream.receive.window.close()
         if stream.reset_code is not None:
             stream.receive.data.clear()

@@ -48,7 +48,7 @@ class InFlight:
         ranges = self._ranges
         while ranges:
             stream, _, stop = ranges[0]
-            if stream.send.acked < stop and stream.reset_code is None:
+            if stream.send.acked < stop:
                 return True
             ranges.popleft()
             self.delivered = True
@@ -67,6 +67,6 @@ class InFlight:
         self._ranges = deque(
             (stream, start, stop)
             for stream, start, stop in self._ranges
-            if stream.send.acked < stop and stream.reset_code is None
+            if stream.send.acked < stop
         )
         self._sweep_at = max(_SWEEP, 2 * len(self._ranges))

@@ -47,10 +47,12 @@ class Reset(msgspec.Struct, array_like=True, tag=4, gc=False):
 
     stream: int
     code: int
+    end: int = 0
+    """Bytes below this offset come all the same: the receiver waits for them."""
 
 
 class ResetAck(msgspec.Struct, array_like=True, tag=5, gc=False):
-    """The reset was seen; its sender may forget the stream."""
+    """The stream is gone here, by its reset: the sender of that may forget it."""
 
     stream: int
 
