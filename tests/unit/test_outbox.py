@@ -192,13 +192,14 @@ class TestLimits:
 
     def test_resets_that_nobody_confirms(self) -> None:
         one = outbox()
-        for number in range(16):
+        most = 3 * LIMITS.max_streams
+        for number in range(most):
             one.reset(number, ResetCode.CANCELLED)
         with pytest.raises(RemoteError) as caught:
-            one.reset(16, ResetCode.CANCELLED)
+            one.reset(most, ResetCode.CANCELLED)
         assert caught.value.code is SessionCode.LIMIT
         one.reset_confirmed(3)
-        one.reset(16, ResetCode.CANCELLED)
+        one.reset(most, ResetCode.CANCELLED)
 
 
 class TestRepeating:

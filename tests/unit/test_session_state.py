@@ -52,10 +52,17 @@ class TestState:
         assert not one.is_quiet
         one.finish_if_done(stream)
         assert not one.is_quiet
-        stream.reset(ResetCode.CANCELLED)
+        stream.announce()
+        collect(one, NOW)
+        stream.reset(ResetCode.INTERNAL)
         assert one.streams == {}
         assert not one.is_quiet
         collect(one, NOW)
+        assert one.is_quiet
+
+    def test_a_stream_that_nobody_was_told_of_leaves_nothing_to_say(self) -> None:
+        one = session()
+        one.open(NOW).reset(ResetCode.CANCELLED)
         assert one.is_quiet
 
     def test_draining_is_said_and_ends_nothing(self) -> None:
