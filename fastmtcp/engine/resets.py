@@ -158,11 +158,14 @@ class Resets:
         for stream in list(self._table.waiting):
             self._table.mark_updated(stream)
             self._table.reset(stream, ResetCode.SESSION_LOST)
+        # Nobody has heard of these, so nobody would take what is here, or give it back.
+        unknown = set(self._table.opened)
+        self._table.opened = []
         for stream in list(self._table.streams.values()):
             self._table.mark_updated(stream)
             receive = stream.receive
-            all_here = receive.is_all_here
-            if stream.ending is not None:
+            all_here = receive.is_all_here and stream not in unknown
+            if stream.ending is not None and stream not in unknown:
                 all_here = stream.open_received and receive.data.next >= stream.ends_at
             if not all_here:
                 self._table.reset(stream, ResetCode.SESSION_LOST)

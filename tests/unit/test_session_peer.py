@@ -411,3 +411,18 @@ def test_what_a_subflow_carries_is_forgotten_though_one_range_of_it_is_stuck() -
         pair.take(theirs)
     assert busy.send.acked >= 4999
     assert sum(len(subflow.inflight) for subflow in pair.client.subflows.values()) < 600
+
+
+def test_a_stream_that_nobody_has_heard_of_keeps_nothing_when_its_session_ends() -> None:
+    """It is complete, but no caller was told of it: its byte would be charged to the worker for
+    ever, and a peer could do that again and again."""
+    session = Session(opener=False, limits=Limits(), now=START)
+    session.attach(0, START)
+    with pytest.raises(RemoteError) as caught:
+        feed(session, pack(Open(0, 0, True), b"x") + pack(Data(0, 6, True)))
+    session.end(caught.value.code, "two FINs")
+    assert session.holding.bytes == 0
+    told = session.take_events()
+    assert told is not None
+    assert told.opened == []
+    assert [stream.reset_code for stream in told.updated] == [ResetCode.SESSION_LOST]
