@@ -222,7 +222,7 @@ def test_the_host_of_an_address(address: str, host: str) -> None:
         ("10.0.0.1", "10.0.0.1:80"),
         ("::1", "[::1]:80"),
         ("[::1]", "[::1]:80"),
-        ("[::ffff:127.0.0.1]", "[::ffff:7f00:1]:80"),
+        ("[::ffff:127.0.0.1]", f"[{ipaddress.ip_address('::ffff:7f00:1')}]:80"),
     ],
 )
 def test_a_host_may_have_its_brackets_or_not(host: str, text: str) -> None:
