@@ -111,9 +111,6 @@ class ProxyRequest:
     def budget(self) -> int | None:
         return self._request.budget if self._request is not None else None
 
-    def start(self) -> bytes:
-        return b""
-
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the application; return bytes to send. Raises RequestError."""
         if self._request is None:
