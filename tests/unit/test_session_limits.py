@@ -107,7 +107,7 @@ def test_a_session_that_has_ended_holds_what_an_application_still_takes() -> Non
     memory = Memory(10 * MIB)
     session = server(memory=memory)
     feed(session, pack(Open(0, 1 << 20, True), b"all of it"))
-    stream = session.streams[0]
+    (stream,) = opened(session)
     stream.finish()
     collect(session, START)
     feed(session, pack(Ack(0, 1, 1 << 20)))
