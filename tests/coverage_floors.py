@@ -15,7 +15,7 @@ from pathlib import Path
 
 import coverage
 
-ENGINE_BRANCHES = 98.0
+ENGINE_BRANCHES = 97.0
 WHOLE = 90.0
 """Percent, the whole by lines and branches together."""
 
