@@ -424,18 +424,19 @@ def refusal(error: RefusedError) -> bytes:
     return pack(Refuse(int(error.code), str(error)))
 
 
-def clear_refusal(data: bytes) -> RefusedError | None:
-    """What a server says instead of TLS, if that is a REFUSE."""
+def is_no_tls(data: bytes) -> bool:
+    """Whether these, a server's first bytes, say in its place that it speaks no TLS.
+
+    Nothing else that is said in the clear is heard by a client that wants TLS, the words of this
+    refusal included: anybody on the path could say that the session is unknown, and so end it.
+    """
     messages = _Messages()
     messages.add(data)
     try:
         body = messages.next()
-        reply = None if body is None else _decode(body, Refuse)
+        return body is not None and _decode(body, Refuse).code == RefuseCode.TLS
     except PeerError:
-        return None
-    return (
-        None if reply is None else RefusedError(_refuse_code(reply.code), _printable(reply.message))
-    )
+        return False
 
 
 def _refuse_code(value: int) -> RefuseCode:

@@ -24,7 +24,7 @@ from fastmtcp.security.handshake import (
     RefuseCode,
     RefusedError,
     ServerHandshake,
-    clear_refusal,
+    is_no_tls,
     refusal,
 )
 from fastmtcp.security.identity import Clients, Identity
@@ -121,10 +121,8 @@ class ClientSocketHandshake(_SocketHandshake):
             loop.call_soon(partial(self._fail, error))
 
     def _take(self, data: bytes) -> None:
-        if self._tls is not None and not self._tls.is_up:
-            refused = clear_refusal(data)
-            if refused is not None:
-                raise refused
+        if self._tls is not None and not self._tls.is_up and is_no_tls(data):
+            raise RefusedError(RefuseCode.TLS, TLS_DIFFERS[True])
         super()._take(data)
 
     def _on_secure(self, tls: Tls) -> None:

@@ -21,8 +21,10 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket, tls
 from fastmtcp.security.certificates import ClientTls, ServerTls
-from fastmtcp.security.handshake import RefuseCode, RefusedError
+from fastmtcp.security.handshake import Preamble, RefuseCode, RefusedError, refusal
+from fastmtcp.security.handshake_socket import PreambleReader
 from fastmtcp.security.tls import Tls
+from fastmtcp.server.reception import Reception
 
 from tests.io import certificates
 from tests.io.certificates import Files
@@ -244,6 +246,20 @@ class TestWhoeverDoesNotSpeakTls:
             assert str(client.errors[0]).startswith("TLS: ")
             assert near.fileno() == -1
 
+    @pytest.mark.parametrize("code", RefuseCode)
+    def test_who_refuses_in_its_place(self, loop: Loop, files: Files, code: RefuseCode) -> None:
+        """Anybody on the path can; only that there is no TLS is heard, and in our words."""
+        near, far = tcp_pair()
+        near.setblocking(False)
+        client = ClientSide(loop, near, certificates=ClientTls((files.fingerprint,)))
+        with far:
+            far.sendall(refusal(RefusedError(code, "believe me")))
+            run_until(loop, lambda: client.known)
+        (error,) = client.errors
+        is_heard = isinstance(error, RefusedError)
+        assert is_heard is (code is RefuseCode.TLS)
+        assert "believe me" not in str(error)
+
 
 class TestBytes:
     @pytest.mark.parametrize("seed", range(3))
@@ -357,6 +373,38 @@ class TestSessions:
         for work in works:
             work.result()
         assert bool(client.pool.paths[0].reconnects) is worn_out
+
+    def test_a_refusal_in_the_clear_ends_no_session(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        _, (port,) = world.server()
+        client = world.client(port, connections=1, express=False)
+        client.until_up(1)
+        near, far = client.stream()
+        lies: list[Preamble] = []
+
+        def lie(
+            server: Reception, arrival: PreambleReader, sock: socket.socket, preamble: Preamble
+        ) -> None:
+            """Of somebody on the path, to whoever comes."""
+            lies.append(preamble)
+            sock.send(refusal(RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")))
+            server._leave(server._arrivals.pop(arrival), accepted=True)
+            world.loop.unwatch(sock.fileno())
+            sock.close()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Reception, "_on_arrived", lie)
+            for subflow in list(client.session.driver.sockets.values()):
+                client.session.driver.lost(subflow, "the test")
+            world.until(lambda: len(lies) == 2 or world.ended, "two attempts have been lied to")
+        assert world.ended == []
+        assert lies[0].worker == 0
+        client.until_up(1)
+        near.sendall(b"still here")
+        received = Background(read_exactly, far, 10)
+        world.until(lambda: received.done)
+        assert received.result() == b"still here"
 
 
 def exchange(sock: socket.socket, content: bytes, digest: str) -> None:

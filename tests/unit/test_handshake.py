@@ -34,7 +34,7 @@ from fastmtcp.security.handshake import (
     RefusedError,
     ServerHandshake,
     Welcome,
-    clear_refusal,
+    is_no_tls,
     new_session_id,
     pack,
     refusal,
@@ -501,14 +501,14 @@ class TestPreamble:
         )
 
 
-def test_a_refusal_in_place_of_tls_is_understood() -> None:
-    said = refusal(RefusedError(RefuseCode.TLS, "no TLS here"))
-    found = clear_refusal(said)
-    assert found is not None
-    assert (found.code, str(found)) == (RefuseCode.TLS, "no TLS here")
+def test_only_no_tls_is_heard_in_the_place_of_tls() -> None:
+    assert is_no_tls(refusal(RefusedError(RefuseCode.TLS, "no TLS here")))
+    for code in set(RefuseCode) - {RefuseCode.TLS}:
+        assert not is_no_tls(refusal(RefusedError(code, "no TLS here")))
     server_hello = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + bytes(116)
+    said = refusal(RefusedError(RefuseCode.TLS, "no TLS here"))
     for other in (server_hello, b"\x15\x03\x01\x00\x02\x02\x46", said[:9], b"", b"\0", b"\0\1x"):
-        assert clear_refusal(other) is None
+        assert not is_no_tls(other)
 
 
 class TestVersions:
