@@ -11,7 +11,7 @@ from fastmtcp.io import cgroup
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
 from fastmtcp.proxy import login
-from fastmtcp.workers.channel import Channel, PoolState
+from fastmtcp.workers.channel import Channel, PoolState, Sessions
 from fastmtcp.workers.start import prepare
 from fastmtcp.workers.supervisor import Supervisor
 
@@ -37,6 +37,8 @@ def run_client(config: ClientConfig) -> int:
         sockets = zip(ports.owners, ports.of(index), strict=True)
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
         service = ClientService(loop, config, own, ways_in, on_pool, limits, proxy_login)
+        service.on_sessions = lambda sessions: channel.send(Sessions(sessions))
+        channel.on_left = service.end_left
         if own.tls is not None and own.tls.files:
             FileWatch(loop, own.tls.files, own.tls.again, service.set_certificates)
         return service

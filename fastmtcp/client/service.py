@@ -11,6 +11,7 @@ import msgspec
 
 from fastmtcp.client.arrivals import Arrival, Arrivals
 from fastmtcp.client.egress import Egress, LocalAddress, local_addresses
+from fastmtcp.client.pool.farewell import Farewell
 from fastmtcp.client.pool.ways import Ways
 from fastmtcp.client.session import ClientSession
 from fastmtcp.config.client import ClientConfig
@@ -35,6 +36,7 @@ from fastmtcp.proxy.login import Login
 from fastmtcp.proxy.preface import Waiting
 from fastmtcp.proxy.requests import ProxyRequest
 from fastmtcp.security.certificates import ClientTls
+from fastmtcp.security.handshake import Membership
 from fastmtcp.status.document import Observed
 
 log = logging.getLogger("fastmtcp.client")
@@ -90,6 +92,10 @@ class ClientService:
         """True once there has been a connection to the server."""
         self.on_moved: Callable[[ClientSession, Stream], None] | None = None
         """Called with a stream that is in another session now."""
+        self.on_sessions: Callable[[list[Membership]], None] | None = None
+        """Called with what the server keeps for this worker whenever that is something else."""
+        self._said: list[Membership] = []
+        self._farewells: set[Farewell] = set()
         self.past = Totals()
         self.is_client = True
         self.target = str(config.target or "")
@@ -163,6 +169,24 @@ class ClientService:
         self._credentials = msgspec.structs.replace(self._credentials, tls=certificates)
         for session in self._sessions():
             session.pool.set_credentials(self._credentials)
+
+    def end_left(self, sessions: list[Membership]) -> None:
+        """End the sessions of a worker of this client that has died."""
+        if self._drain.over:
+            return
+        for membership in sessions:
+            farewell = Farewell(
+                self._loop,
+                self._resolver,
+                self._credentials,
+                membership,
+                lambda: self._egress.paths or (),
+                self._config.connect_timeout,
+                self._limits,
+                self._on_farewell_over,
+            )
+            self._farewells.add(farewell)
+        self._tell_sessions()
 
     # --- applications -------------------------------------------------------------------------
 
@@ -271,6 +295,21 @@ class ClientService:
         pool = self._current.pool
         self.has_been_up = self.has_been_up or pool.up > 0
         self._on_pool(pool.up, pool.wanted, pool.trouble)
+        self._tell_sessions()
+
+    def _on_farewell_over(self, farewell: Farewell) -> None:
+        self._farewells.discard(farewell)
+        self._tell_sessions()
+
+    def _tell_sessions(self) -> None:
+        if self.on_sessions is None:
+            return
+        own = [one.pool.membership for one in self._sessions() if not one.driver.ended]
+        left = [farewell.membership for farewell in self._farewells]
+        sessions = [membership for membership in (*own, *left) if membership is not None]
+        if sessions != self._said:
+            self._said = sessions
+            self.on_sessions(sessions)
 
     def _on_session_ended(self, session: ClientSession, reason: str) -> None:
         self.past.add(totals(session.session))
@@ -280,6 +319,7 @@ class ClientService:
         if session is self._current and not self._drain.begun:
             log.warning("session ended: %s; starting a new one", reason)
             self._loop.call_later(0.1, self._replace_session)
+        self._tell_sessions()
         self._drain.check()
 
     def _replace_session(self) -> None:
@@ -359,6 +399,8 @@ class ClientService:
     def _stop(self) -> None:
         for session in self._sessions():
             session.close("the client is shutting down")
+        for farewell in self._farewells:
+            farewell.cancel()
         self._network.close()
         if self._look_again is not None:
             self._look_again.cancel()

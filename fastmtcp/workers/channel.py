@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from fastmtcp.io.loop import Loop
+from fastmtcp.security.handshake import Membership
 
 _MAX_SIZE = 65536
 
@@ -62,7 +63,30 @@ class StatusPart(msgspec.Struct, array_like=True, tag=7):
     data: bytes
 
 
-Message = Serving | PoolState | Heartbeat | CannotStart | Drain | StatusRequest | StatusPart
+class Sessions(msgspec.Struct, array_like=True, tag=8):
+    """The sessions that a client worker has or has to end, all of them, and what it takes to join
+    them: so another worker can end them at the server if this one dies."""
+
+    sessions: list[Membership]
+
+
+class Left(msgspec.Struct, array_like=True, tag=9):
+    """From the supervisor: sessions of a client worker that has died, to be ended."""
+
+    sessions: list[Membership]
+
+
+Message = (
+    Serving
+    | PoolState
+    | Heartbeat
+    | CannotStart
+    | Drain
+    | StatusRequest
+    | StatusPart
+    | Sessions
+    | Left
+)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
@@ -83,6 +107,8 @@ class Channel:
         self._sock = sock
         self._on_message = on_message
         self._on_end = on_end
+        self.on_left: Callable[[list[Membership]], None] | None = None
+        """At a client worker: ends the sessions that another one has left."""
         self._closed = False
         sock.setblocking(False)
         loop.watch_level(sock.fileno(), self._on_event)

@@ -21,15 +21,18 @@ from fastmtcp.errors import StartError
 from fastmtcp.io.backoff import Backoff
 from fastmtcp.io.loop import Loop, Timer
 from fastmtcp.io.signals import ENDING, Signals, hold_back, leave_to_parent, let_through
+from fastmtcp.security.handshake import Membership
 from fastmtcp.status.control_name import MAX_NAME, ControlName
 from fastmtcp.workers.channel import (
     CannotStart,
     Channel,
     Drain,
     Heartbeat,
+    Left,
     Message,
     PoolState,
     Serving,
+    Sessions,
     StatusPart,
     pair,
 )
@@ -71,6 +74,8 @@ class WorkerProcess:
         self.channel: Channel | None = None
         self.serving = False
         self.pool: PoolState | None = None
+        self.sessions: list[Membership] = []
+        """At a client: what the server keeps for this worker, and waits for if it dies."""
         self.started_at = 0.0
         self.heard_at = 0.0
         self.backoff = Backoff(_FIRST_DELAY, _MAX_DELAY)
@@ -190,6 +195,8 @@ class Supervisor:
         worker.pool = None
         worker.aborted_at = None
         worker.started_at = worker.heard_at = self._loop.clock()
+        if worker.sessions:
+            channel.send(Left(worker.sessions))
 
     def _fork(self, worker: WorkerProcess, ours: socket.socket, theirs: socket.socket) -> int:
         # A forked child has this thread only: the log thread must not hold a lock right now. Nor
@@ -249,6 +256,8 @@ class Supervisor:
             pass  # hearing it was all
         elif isinstance(message, StatusPart):
             self._overview.on_part(worker, message)
+        elif isinstance(message, Sessions):
+            worker.sessions = message.sessions
 
     def _on_exit(self, worker: WorkerProcess) -> None:
         # Its last messages may still be in the channel.
@@ -266,10 +275,22 @@ class Supervisor:
         self._ports.silence(worker.index)
         self._overview.on_gone(worker)
         code = os.waitstatus_to_exitcode(status)
+        if code == EXIT_CLEAN:
+            worker.sessions = []
+        self._pass_on_sessions(worker)
         if not self._stopping and code != EXIT_CANNOT_START:
             self._restart(worker, pid, code)
         elif not any(other.pid for other in self._workers):
             self._loop.stop()
+
+    def _pass_on_sessions(self, worker: WorkerProcess) -> None:
+        """The server would wait for what a dead worker has left. If no other worker can end it,
+        the next in its place does."""
+        heir = next((other for other in self._workers if other.serving and other.pid), None)
+        if worker.sessions and heir is not None and heir.channel is not None:
+            heir.channel.send(Left(worker.sessions))
+            heir.sessions = [*heir.sessions, *worker.sessions]
+            worker.sessions = []
 
     def _restart(self, worker: WorkerProcess, pid: int, code: int) -> None:
         now = self._loop.now

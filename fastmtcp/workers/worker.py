@@ -19,6 +19,7 @@ from fastmtcp.workers.channel import (
     Channel,
     Drain,
     Heartbeat,
+    Left,
     Message,
     Serving,
     StatusRequest,
@@ -86,6 +87,8 @@ class Worker:
             self._drain(message.timeout)
         elif isinstance(message, StatusRequest) and self._reporter is not None:
             self._reporter.on_request(message)
+        elif isinstance(message, Left) and self._channel.on_left is not None:
+            self._channel.on_left(message.sessions)
 
     def _on_supervisor_gone(self) -> None:
         """Nothing is left that would restart or stop this worker. Open streams are reset by the

@@ -96,6 +96,13 @@ def client_worker_of(client: Program, application: socket.socket) -> int:
     pytest.fail("no worker has the connection")
 
 
+def has_unread(ports: set[int]) -> bool:
+    """Whether bytes wait in the kernel to be read from connections of these local ports."""
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table.readlines()[1:]]
+    return any(int(r[1][-4:], 16) in ports and int(r[4].split(":")[1], 16) for r in rows)
+
+
 class TestWorkerKilled:
     @IN_BOTH_SETUPS
     def test_at_the_server_its_streams_are_reset_and_all_goes_on(
@@ -148,6 +155,29 @@ class TestWorkerKilled:
             finish(*open_stream(client, listener))
         for _, target in hit:
             target.close()
+
+    @IN_BOTH_SETUPS
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_at_the_client_the_server_is_told_and_waits_for_nobody(
+        self, programs: Programs, listener: socket.socket, workers: int
+    ) -> None:
+        """What the worker has not read makes its kernel reset all its connections, and to the
+        server that could be a bad network as well."""
+        server = programs.server(port_of(listener), "--workers", 2, "--session-timeout", 3600)
+        client = programs.client(server, "--workers", workers)
+        streams = [open_stream(client, listener) for _ in range(6)]
+        victim = client_worker_of(client, streams[0][0])
+        hit = [target for near, target in streams if client_worker_of(client, near) == victim]
+        ports = subflows_by_worker(client, server.port, remote=True)[victim]
+        os.kill(victim, signal.SIGSTOP)
+        hit[0].sendall(b"nobody reads this" * 5000)
+        eventually(lambda: has_unread(ports), "bytes wait for the worker")
+        os.kill(victim, signal.SIGKILL)
+        for target in hit:
+            eventually(lambda: is_reset(target), "the target is reset")  # noqa: B023
+        client.wait_for("told the server that the session of a dead worker is over")
+        eventually(lambda: len(client.workers()) == workers, "the worker is there again")
+        finish(*open_stream(client, listener))
 
     def test_one_that_crashes_in_a_row_is_restarted_later_and_later(
         self, programs: Programs, listener: socket.socket

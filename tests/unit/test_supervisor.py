@@ -11,7 +11,9 @@ import pytest
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.driver.service import Service
 from fastmtcp.endpoint import Endpoint
+from fastmtcp.security.handshake import Membership
 from fastmtcp.workers import supervisor as supervisor_module
+from fastmtcp.workers.channel import Channel, Left, Message, Sessions
 from fastmtcp.workers.ports import Ports
 from fastmtcp.workers.supervisor import Supervisor, WorkerProcess
 
@@ -71,3 +73,79 @@ def test_a_worker_that_cannot_be_started_is_tried_again_later_and_later(
     supervisor._loop.now = began + 3
     supervisor._loop._run_timers()
     assert again == [worker] * 3
+
+
+ONE, OTHER = Membership(b"1" * 16, b"s" * 32), Membership(b"2" * 16, b"t" * 32)
+
+
+class Wire(Channel):
+    """A channel that remembers what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def close(self) -> None:
+        pass
+
+
+class TestSessionsOfADeadWorker:
+    @pytest.fixture
+    def wires(self, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> tuple[Wire, Wire]:
+        """Two workers; the first is about to die."""
+        wires = (Wire(), Wire())
+        for worker, wire in zip(supervisor._workers, wires, strict=True):
+            worker.channel, worker.pid, worker.serving = wire, 1, True
+        supervisor._workers[0].pidfd = os.open("/dev/null", os.O_RDONLY)
+        supervisor._on_message(supervisor._workers[0], Sessions([ONE]))
+        supervisor._on_message(supervisor._workers[1], Sessions([OTHER]))
+        monkeypatch.setattr(supervisor, "_spawn", lambda _worker: None)
+        return wires
+
+    def die(self, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+        monkeypatch.setattr(os, "waitpid", lambda pid, _options: (pid, status))
+        supervisor._reap(supervisor._workers[0])
+
+    def test_another_worker_ends_them(
+        self, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, wires: tuple[Wire, Wire]
+    ) -> None:
+        self.die(supervisor, monkeypatch, 9)
+        assert wires[1].sent == [Left([ONE])]
+        # If that one dies as well, they are passed on once more.
+        first, second = supervisor._workers
+        assert (first.sessions, second.sessions) == ([], [OTHER, ONE])
+
+    def test_one_that_ended_well_has_left_nothing(
+        self, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, wires: tuple[Wire, Wire]
+    ) -> None:
+        self.die(supervisor, monkeypatch, 0)
+        assert wires[1].sent == []
+        assert supervisor._workers[0].sessions == []
+
+    @pytest.mark.parametrize("other", ["starting", "dead"])
+    def test_without_another_its_successor_does(
+        self,
+        supervisor: Supervisor,
+        monkeypatch: pytest.MonkeyPatch,
+        wires: tuple[Wire, Wire],
+        other: str,
+    ) -> None:
+        first, second = supervisor._workers
+        second.serving = other != "starting"
+        second.pid = 0 if other == "dead" else 1
+        self.die(supervisor, monkeypatch, 9)
+        assert wires[1].sent == []
+        child = subprocess.Popen(["sleep", "60"])
+        told = Wire()
+        monkeypatch.setattr(supervisor, "_fork", lambda *_: child.pid)
+        monkeypatch.setattr(supervisor_module, "Channel", lambda *_: told)
+        try:
+            supervisor._start(first)
+            assert told.sent == [Left([ONE])]
+        finally:
+            supervisor._loop.unwatch(first.pidfd)
+            os.close(first.pidfd)
+            child.kill()
+            child.wait()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Protocol
 
-from fastmtcp.client.pool.connector import Connector
+from fastmtcp.client.pool.creation import Creation
+from fastmtcp.config.credentials import Credentials
 from fastmtcp.config.path import PathSpec
 from fastmtcp.engine.limits import START_LOWAT
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
 from fastmtcp.io.dialer import Dial, WayOut
-from fastmtcp.io.loop import ERR, HUP, RDHUP
+from fastmtcp.io.loop import ERR, HUP, RDHUP, Loop
+from fastmtcp.io.resolver import Resolver
 from fastmtcp.io.tcp import local_address, tune_subflow
 from fastmtcp.proxy.tunnel import Tunnel
 from fastmtcp.proxy.upstream import conversation
@@ -24,6 +27,24 @@ URGENT_PATIENCE = 2.0
 new attempt replaces one that is silent, so that the network's return is noticed in a second."""
 
 
+class AttemptOwner(Protocol):
+    """What an attempt is told by those it is for: the Connector of a pool, or a Farewell."""
+
+    loop: Loop
+    resolver: Resolver
+    credentials: Credentials
+    connect_timeout: float
+    subflow_timeout: float
+    creation: Creation
+
+    @property
+    def is_urgent(self) -> bool:
+        """A connection that is silent is to be replaced soon."""
+
+    def allocate_subflow(self) -> int:
+        """A number that no subflow of the session has had."""
+
+
 class Attempt:
     """Connects, waits for its time to authenticate (Creation), authenticates.
 
@@ -33,7 +54,7 @@ class Attempt:
 
     def __init__(
         self,
-        connector: Connector,
+        owner: AttemptOwner,
         spec: PathSpec,
         role: Role,
         done: Callable[[Attempt, socket.socket, Tls | None, ClientHandshake], None],
@@ -41,9 +62,9 @@ class Attempt:
         first: int = 0,
     ) -> None:
         self.spec = spec
-        self.started_at = connector.loop.now
-        self._connector = connector
-        self._loop = connector.loop
+        self.started_at = owner.loop.now
+        self._owner = owner
+        self._loop = owner.loop
         self._role = role
         self._done = done
         self._failed = failed
@@ -51,15 +72,15 @@ class Attempt:
         self._early = b""
         self._local_address = ""
         self._step: Dial | Tunnel | ClientSocketHandshake | None = Dial(
-            connector.loop,
-            connector.resolver,
+            owner.loop,
+            owner.resolver,
             spec.first_hop,
-            connector.connect_timeout,
+            owner.connect_timeout,
             self._on_dialled,
             self._on_dial_failed,
             first=first,
             way_out=WayOut(spec.bind, spec.dev),
-            patience=URGENT_PATIENCE if connector.is_urgent else None,
+            patience=URGENT_PATIENCE if owner.is_urgent else None,
         )
 
     @property
@@ -76,13 +97,13 @@ class Attempt:
         """Run the handshake, now that the path is connected: create the session, or join it."""
         sock, self._sock = self._sock, None
         assert sock is not None
-        creation = self._connector.creation
-        credentials = self._connector.credentials
+        creation = self._owner.creation
+        credentials = self._owner.credentials
         self._step = ClientSocketHandshake(
             self._loop,
             sock,
             credentials.identity,
-            self._connector.allocate_subflow(),
+            self._owner.allocate_subflow(),
             None if creates else creation.membership,
             self._on_authenticated,
             self._fail,
@@ -98,7 +119,7 @@ class Attempt:
             self._step.cancel()
             self._step = None
         self._close()
-        self._connector.creation.leave(self)
+        self._owner.creation.leave(self)
 
     def _on_dialled(self, sock: socket.socket) -> None:
         self._local_address = local_address(sock)
@@ -111,18 +132,18 @@ class Attempt:
                 self._loop,
                 sock,
                 conversation(via, self.spec.endpoint),
-                self._connector.connect_timeout,
+                self._owner.connect_timeout,
                 self._on_connected,
                 self._on_tunnel_failed,
             )
 
     def _on_connected(self, sock: socket.socket, early: bytes) -> None:
-        tune_subflow(sock, START_LOWAT, self._connector.subflow_timeout)
+        tune_subflow(sock, START_LOWAT, self._owner.subflow_timeout)
         self._step = None
         self._sock = sock
         self._early = early
         self._loop.watch(sock.fileno(), self._on_event_while_waiting)
-        self._connector.creation.enter(self)
+        self._owner.creation.enter(self)
 
     def _on_event_while_waiting(self, mask: int) -> None:
         if mask & (RDHUP | HUP | ERR):
@@ -133,7 +154,7 @@ class Attempt:
         self, sock: socket.socket, tls: Tls | None, handshake: ClientHandshake
     ) -> None:
         self._step = None
-        self._connector.creation.passed(self, handshake.membership)
+        self._owner.creation.passed(self, handshake.membership)
         self._done(self, sock, tls, handshake)
 
     def _on_dial_failed(self, error: OSError, _unresolved: bool) -> None:
@@ -151,7 +172,7 @@ class Attempt:
 
     def _fail(self, error: PeerError) -> None:
         self._step = None
-        self._connector.creation.leave(self)
+        self._owner.creation.leave(self)
         self._failed(self, error)
 
     def _close(self) -> None:
