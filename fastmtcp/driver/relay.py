@@ -387,8 +387,11 @@ class Relay:
     def _forget(self) -> None:
         if not self.leaving:
             self._loop.unwatch(self._fd)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._linger is not None:
-            self._linger.cancel()
+        # What refers to this relay and is referred to by it would wait for the garbage collector.
+        for timer in (self._timer, self._linger):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._linger = None
+        if self.stream.watcher is self:
+            self.stream.watcher = None
         self.closed = True

@@ -134,7 +134,9 @@ class Dial:
         self._timer: Timer | None = loop.call_at(self._deadline, self._on_timeout)
         self._attempt: Timer | None = None
         self._question: Question | None = None
-        self._question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
+        question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
+        if not self._done:
+            self._question = question
 
     @property
     def local_address(self) -> str:
@@ -264,7 +266,9 @@ class Dial:
     def _finish(self) -> None:
         self._done = True
         if self._question is not None:
+            # Each knows the other, and would wait for the garbage collector.
             self._question.cancel()
+            self._question = None
         for timer in (self._timer, self._attempt):
             if timer is not None:
                 timer.cancel()

@@ -120,6 +120,7 @@ class Waiting:
             return
         if self._stream.reset_code is not None:
             self._over = True
+            self._stream.watcher = None
             self._refused(self._stream.reset_code)
         elif self._stream.connected:
             self._over = True
@@ -140,6 +141,7 @@ class Waiting:
     def _give_up(self) -> None:
         log.debug("stream %d: the application is gone", self._stream.stream_id)
         _drop(self._loop, self._sock)
+        self._stream.watcher = None
         self._stream.reset(ResetCode.CANCELLED)
         self._progress()
 

@@ -18,8 +18,8 @@ from fastmtcp.errors import PeerError
 from fastmtcp.io.buffers import Buffer
 
 _RECORD = 16 * 1024
-_OUT = 64 * 1024
-"""Bytes of ciphertext after which they are taken out of OpenSSL's memory, which never shrinks."""
+"""Bytes that one record takes at most, and after which ciphertext is taken out of OpenSSL's memory:
+that never shrinks, and would hold a whole chunk for each connection for good."""
 
 _SMALL = 2048
 """Buffers below this go together into one record."""
@@ -157,13 +157,12 @@ class Tls:
 
     def _write(self, buffer: Buffer, size: int, out: list[Buffer]) -> None:
         write = self._object.write
-        done = write(buffer)
-        if done < size:
-            view = memoryview(buffer)
-            while done < size:
-                done += write(view[done : done + _RECORD])
-        if self._outgoing.pending >= _OUT:
-            out.append(self._outgoing.read())
+        outgoing = self._outgoing
+        view = buffer if size <= _RECORD else memoryview(buffer)
+        for start in range(0, size, _RECORD):
+            write(view[start : start + _RECORD])
+            if outgoing.pending >= _RECORD:
+                out.append(outgoing.read())
 
 
 def reason(error: ssl.SSLError) -> str:

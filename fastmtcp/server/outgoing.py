@@ -45,7 +45,7 @@ class Outgoing:
         self._target = target
         self._send_proxy = config.send_proxy if permits is None else "off"
         stream.watcher = self
-        self._dial = Dial(
+        self._dial: Dial | None = Dial(
             loop,
             resolver,
             target,
@@ -57,10 +57,19 @@ class Outgoing:
 
     def update(self) -> None:
         """The stream was updated: all that matters before the relay exists is its end."""
-        if self._stream.reset_code is not None:
+        if self._stream.reset_code is not None and self._dial is not None:
             self._dial.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        """It is over: the stream and the dial refer to this object and it to them, and would wait
+        for the garbage collector."""
+        self._dial = None
+        if self._stream.watcher is self:
+            self._stream.watcher = None
 
     def _connected(self, sock: socket.socket) -> None:
+        self._leave()
         tune(sock)
         keep_alive(sock, self._keepalive)
         if self._send_proxy != "off":
@@ -103,6 +112,6 @@ class Outgoing:
             log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
         else:
             log.warning("cannot connect to target %s: %s", self._target, reason)
-        self._stream.watcher = None
+        self._leave()
         self._stream.reset(code)
         self._session.driver.progress()

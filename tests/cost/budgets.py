@@ -62,3 +62,9 @@ PEAK_SENDING = Budget(562, 1000, "bytes allocated at most while a chunk is writt
 PEAK_RECEIVING = Budget(383, 1000, "bytes allocated at most while a chunk is received and taken")
 BLOCKS_IN_FLIGHT = Budget(2.3, 4, "blocks that the sender holds for a chunk on its way")
 BLOCKS_KEPT = Budget(0.03, 0.1, "blocks that both sides keep for a chunk that is done with")
+
+# Measured with pages of the system, so a little more or less from run to run. OpenSSL's memory for
+# ciphertext, each way, is as large as what it held at most, and a third: a chunk sealed or a
+# slab read at once would be 375 KiB a connection, and a pool that grows to 100 of them looks
+# like a leak.
+TLS_CONNECTION = Budget(95, 130, "KiB that a TLS connection keeps after bulk in both directions")

@@ -207,7 +207,7 @@ def test_space_that_is_reserved_twice_is_the_same(pool: BufferPool) -> None:
 def test_sizes_unless_told_otherwise() -> None:
     pool = BufferPool()
     assert pool.slab_size == len(pool.reserve()) == 512 * KIB
-    assert len(pool.scratch) == 64 * KIB
+    assert len(pool.scratch) == 32 * KIB
     pool.reserve()[:1] = b"x"
     kept = pool.commit(384 * KIB)
     assert len(pool.reserve()) == 128 * KIB
