@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shlex
 import ssl
 
 from fastmtcp.endpoint import ascii_name
-from fastmtcp.errors import ConfigError, PeerError
+from fastmtcp.errors import ConfigError, PeerError, StartError
+from fastmtcp.security.keys import check_closed
 from fastmtcp.security.link import show_fingerprint
 from fastmtcp.security.tls import Tls, reason
 
@@ -31,7 +32,8 @@ class ServerTls:
         """Reads the files: not on a loop.
 
         Raises:
-            ConfigError: one of them is missing, wrong, or readable by everybody.
+            ConfigError: one of them is missing, wrong, or a key that others can read.
+            StartError: the TLS library of this Python cannot do what a proof needs.
         """
         context = _context(ssl.PROTOCOL_TLS_SERVER)
         # The client resumes nothing, so tickets would only be bytes.
@@ -42,6 +44,7 @@ class ServerTls:
             _load_authorities(context, client_ca_file)
         self.fingerprint = fingerprint(read_certificate(certificate))
         self._context = context
+        _check_binding(context)
 
     def accept(self) -> Tls:
         return Tls(self._context, server_side=True)
@@ -63,7 +66,7 @@ class ClientTls:
         the files: not on a loop.
 
         Raises:
-            ConfigError: one of them is missing, wrong, or readable by everybody.
+            ConfigError: one of them is missing, wrong, or a key that others can read.
         """
         self._arguments = (fingerprints, ca_file, server_name, certificate, key)
         self.files = [name for name in (ca_file, certificate, key) if name is not None]
@@ -116,14 +119,26 @@ def _context(protocol: int) -> ssl.SSLContext:
     return context
 
 
+def _check_binding(context: ssl.SSLContext) -> None:
+    """Find out at the start whether Tls.binding() works here, by a handshake in memory. Raises
+    StartError."""
+    peer = _context(ssl.PROTOCOL_TLS_CLIENT)
+    peer.check_hostname = False
+    peer.verify_mode = ssl.CERT_NONE
+    client, server = Tls(peer), Tls(context, server_side=True)
+    # What else is wrong with a certificate, clients will say.
+    with contextlib.suppress(PeerError):
+        client.feed(server.feed(client.feed(b"")[1])[1])
+    if client.is_up:
+        try:
+            client.binding()
+        except PeerError as error:
+            raise StartError(str(error)) from None
+
+
 def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
     try:
-        # Everybody may not read it; a group may, as in Debian's ssl-cert.
-        if os.stat(key).st_mode & 0o007:
-            raise ConfigError(
-                f"certificate key {key} is open to everybody; close it with "
-                f"`chmod o= {shlex.quote(key)}`"
-            )
+        check_closed(key, os.stat(key).st_mode, f"certificate key {key}")
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
         raise ConfigError(

@@ -10,8 +10,9 @@
 
 The client proves first, so whoever does not hold a key learns nothing but that a fastmtcp
 server of this version listens. All proofs are HMAC-SHA256 over the hash of everything said so far
-and of the server's certificate, so nonces, roles, version and parameters cannot be changed or
-replayed, and nobody in the middle can talk the two out of TLS. A session has a secret of its own,
+and of the connection's TLS, so nonces, roles, version and parameters cannot be changed or replayed,
+nobody in the middle can talk the two out of TLS, and nobody there can pass proofs on from one TLS
+connection to another, whatever certificate and key they have. A session has a secret of its own,
 made from the client's key and the handshake that created it: nobody who did not see that handshake
 can add subflows to it.
 """
@@ -166,10 +167,11 @@ class Welcome(msgspec.Struct, array_like=True, tag=4):
 
 
 class Refuse(msgspec.Struct, array_like=True, tag=5):
-    """The end of the handshake."""
+    """The end of the handshake. `mac` is empty as long as the client has proved nothing."""
 
     code: int
     message: str
+    mac: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -244,8 +246,8 @@ class ClientHandshake:
     """The client's side, behind the preamble and TLS. Send `hello`, feed what comes, send what
     feed() returns, until `grant`.
 
-    `nonce` is NONCE_SIZE fresh random bytes, `certificate` the SHA-256 of the server's certificate
-    or empty without TLS.
+    `nonce` is NONCE_SIZE fresh random bytes, `channel` says which TLS connection this is (the same
+    at both ends, and no other has it), empty without TLS.
     """
 
     def __init__(
@@ -255,7 +257,7 @@ class ClientHandshake:
         subflow_id: int,
         join: Membership | None = None,
         role: Role = Role.BOTH,
-        certificate: bytes = b"",
+        channel: bytes = b"",
     ) -> None:
         self._identity = identity
         self._join = join
@@ -263,8 +265,8 @@ class ClientHandshake:
         session = join.session if join else b""
         self.role = role
         self.hello = pack(Hello([VERSION], identity.name, nonce, session, subflow_id, int(role)))
-        preamble = Preamble.of(session, tls=bool(certificate)).encode()
-        self._transcript = preamble + certificate + self.hello
+        preamble = Preamble.of(session, tls=bool(channel)).encode()
+        self._transcript = preamble + channel + self.hello
         self._messages = _Messages()
         self._challenged = False
         self.grant: Grant | None = None
@@ -279,7 +281,7 @@ class ClientHandshake:
         """Take bytes from the server; return bytes to send.
 
         Raises:
-            RefusedError: the server said no.
+            RefusedError: the server said no; that it does not know the session it has proved.
             PeerError: it is no fastmtcp server, or it does not hold the key.
         """
         self._messages.add(data)
@@ -287,7 +289,7 @@ class ClientHandshake:
         while self.grant is None and (body := self._messages.next()) is not None:
             reply = _decode(body, Challenge | Welcome | Refuse)  # type: ignore[arg-type]
             if isinstance(reply, Refuse):
-                raise RefusedError(_refuse_code(reply.code), _printable(reply.message))
+                raise self._refused(reply)
             if isinstance(reply, Challenge) and not self._challenged:
                 out += self._on_challenge(reply, body)
             elif isinstance(reply, Welcome) and self._challenged:
@@ -295,6 +297,18 @@ class ClientHandshake:
             else:
                 raise PeerError("the peer does not speak fastmtcp")
         return out
+
+    def _refused(self, refuse: Refuse) -> PeerError:
+        code = _refuse_code(refuse.code)
+        # It would end the session with all its streams, so not just anybody may say so.
+        if code is RefuseCode.UNKNOWN_SESSION:
+            expected = _refusal_mac(self._identity.server_key, self._transcript, refuse)
+            if not hmac.compare_digest(expected, refuse.mac):
+                return PeerError(
+                    "it says that the session is unknown, and does not prove that it knows this "
+                    "client; it may be a false server"
+                )
+        return RefusedError(code, _printable(refuse.message))
 
     def _on_challenge(self, challenge: Challenge, body: bytes) -> bytes:
         if challenge.version != VERSION:
@@ -335,19 +349,19 @@ class ClientHandshake:
 
 class ServerHandshake:
     """The server's side, behind the preamble and TLS: feed() until `request`, then welcome() or
-    refuse().
+    refusal().
 
-    `nonce` is NONCE_SIZE fresh random bytes, `certificate` the SHA-256 of the server's certificate
-    or empty without TLS.
+    `nonce` is NONCE_SIZE fresh random bytes, `channel` says which TLS connection this is (the same
+    at both ends, and no other has it), empty without TLS.
     """
 
     def __init__(
-        self, clients: Clients, nonce: bytes, preamble: Preamble, certificate: bytes = b""
+        self, clients: Clients, nonce: bytes, preamble: Preamble, channel: bytes = b""
     ) -> None:
         self._clients = clients
         self._nonce = nonce
         self._messages = _Messages()
-        self._transcript = preamble.encode() + certificate
+        self._transcript = preamble.encode() + channel
         self._proof = b""
         self._join = b""
         self._client_key = b""
@@ -361,7 +375,7 @@ class ServerHandshake:
         """Take bytes from the client; return bytes to send.
 
         Raises:
-            RefusedError: with a wrong key or version; send refuse(error) and close.
+            RefusedError: with a wrong key or version; send refusal(error) and close.
             PeerError: this is no fastmtcp client; close without a word.
         """
         self._messages.add(data)
@@ -385,6 +399,14 @@ class ServerHandshake:
         encoded = _encode(grant)
         text = self._transcript + self._proof + encoded
         return pack(Welcome(encoded, _mac(self.verifier.server_key, "server", text)))
+
+    def refusal(self, error: RefusedError) -> bytes:
+        """The REFUSE message that says `error`, with a proof if the client has proved its key."""
+        refuse = Refuse(int(error.code), str(error))
+        if self.request is not None:
+            text = self._transcript + self._proof
+            refuse.mac = _refusal_mac(self.verifier.server_key, text, refuse)
+        return pack(refuse)
 
     @property
     def early(self) -> bytes:
@@ -419,9 +441,14 @@ class ServerHandshake:
         self.request = hello
 
 
-def refusal(error: RefusedError) -> bytes:
-    """The REFUSE message that says `error`."""
+def clear_refusal(error: RefusedError) -> bytes:
+    """The REFUSE message that says `error` to a client that has proved nothing."""
     return pack(Refuse(int(error.code), str(error)))
+
+
+def _refusal_mac(server_key: bytes, transcript: bytes, refuse: Refuse) -> bytes:
+    text = transcript + bytes([refuse.code]) + refuse.message.encode()
+    return _mac(server_key, "refuse", text)
 
 
 def is_no_tls(data: bytes) -> bool:

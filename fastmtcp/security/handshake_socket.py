@@ -24,8 +24,8 @@ from fastmtcp.security.handshake import (
     RefuseCode,
     RefusedError,
     ServerHandshake,
+    clear_refusal,
     is_no_tls,
-    refusal,
 )
 from fastmtcp.security.identity import Clients, Identity
 from fastmtcp.security.tls import Tls
@@ -127,7 +127,7 @@ class ClientSocketHandshake(_SocketHandshake):
 
     def _on_secure(self, tls: Tls) -> None:
         assert self._certificates is not None
-        self._handshake = self._new_handshake(certificate=self._certificates.check(tls))
+        self._handshake = self._new_handshake(channel=self._certificates.check(tls) + tls.binding())
         self._say(self._handshake.hello)
 
     def _on_data(self, data: bytes) -> None:
@@ -208,10 +208,8 @@ class ServerSocketHandshake(_SocketHandshake):
         super().__init__(loop, sock, until)
         self._done = done
         self._failed = failed
-        certificate = b""
-        if certificates is not None:
-            certificate = certificates.fingerprint
-        self._handshake = ServerHandshake(clients, os.urandom(NONCE_SIZE), preamble, certificate)
+        self._new_handshake = partial(ServerHandshake, clients, os.urandom(NONCE_SIZE), preamble)
+        self._handshake = self._new_handshake() if certificates is None else None
         self._certificates = certificates
         if preamble.tls != (certificates is not None):
             error = RefusedError(RefuseCode.TLS, TLS_DIFFERS[preamble.tls])
@@ -223,7 +221,14 @@ class ServerSocketHandshake(_SocketHandshake):
             self._tls = self._certificates.accept()
         super()._take(data)
 
+    def _on_secure(self, tls: Tls) -> None:
+        assert self._certificates is not None
+        self._handshake = self._new_handshake(
+            channel=self._certificates.fingerprint + tls.binding()
+        )
+
     def _on_data(self, data: bytes) -> None:
+        assert self._handshake is not None
         self._say(self._handshake.feed(data))
         if self._handshake.request is not None and self._leave():
             self._done(self, self._sock, self._tls, self._handshake)
@@ -232,7 +237,7 @@ class ServerSocketHandshake(_SocketHandshake):
         if not self._leave():
             return
         if isinstance(error, RefusedError):
-            refuse(self._loop, self._sock, self._tls, error)
+            refuse(self._loop, self._sock, self._tls, clear_refusal(error))
         else:
             self._close()
         self._failed(self, error)
@@ -244,9 +249,8 @@ TLS_DIFFERS = {
 }
 
 
-def refuse(loop: Loop, sock: socket.socket, tls: Tls | None, error: RefusedError) -> None:
-    """Say no and close."""
-    said = refusal(error)
+def refuse(loop: Loop, sock: socket.socket, tls: Tls | None, said: bytes) -> None:
+    """Say no, in the words of a REFUSE message, and close."""
     with contextlib.suppress(OSError):
         sock.send(sealed(tls if tls is not None and tls.is_up else None, said))
     loop.unwatch(sock.fileno())

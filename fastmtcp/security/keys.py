@@ -103,17 +103,23 @@ def read_private(
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{name} is not a regular file; name another one")
-        if status.st_mode & _closed_bits(path):
-            raise ConfigError(
-                f"{name} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); "
-                f"close it with `chmod 600 {_quoted(path)}`"
-            )
+        check_closed(path, status.st_mode, name)
         with open(fd, "rb", closefd=False) as file:
             return file.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{name} cannot be read: {_reason(error)}") from None
     finally:
         os.close(fd)
+
+
+def check_closed(path: str | os.PathLike[str], mode: int, name: str) -> None:
+    """Raises ConfigError if a file with a secret, called `name` in it, has a `mode` by which
+    anybody but its owner has access to it."""
+    if mode & _closed_bits(path):
+        raise ConfigError(
+            f"{name} is open to others (mode {stat.S_IMODE(mode):04o}); "
+            f"close it with `chmod 600 {_quoted(path)}`"
+        )
 
 
 def _closed_bits(path: str | os.PathLike[str]) -> int:

@@ -144,7 +144,7 @@ class ServerService:
             session = self._session_for(handshake, request, peer)
         except RefusedError as refused:
             log.info("subflow from %s refused: %s", peer, refused)
-            refuse(self._loop, sock, tls, refused)
+            refuse(self._loop, sock, tls, handshake.refusal(refused))
             return
         # The client forgets a stream a little sooner than we do, so it gets some less.
         streams = max(1, self._limits.max_streams * 7 // 8)

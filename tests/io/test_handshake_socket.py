@@ -22,6 +22,7 @@ from fastmtcp.security.handshake import (
     RefuseCode,
     RefusedError,
     ServerHandshake,
+    clear_refusal,
     pack,
 )
 from fastmtcp.security.handshake_socket import (
@@ -219,7 +220,7 @@ def test_cancel_tells_nobody(loop: Loop) -> None:
 def test_refuse_says_why_and_closes(loop: Loop) -> None:
     near, far = tcp_pair()
     loop.watch(far.fileno(), lambda mask: None)
-    refuse(loop, far, None, RefusedError(RefuseCode.DRAINING, "shutting down"))
+    refuse(loop, far, None, clear_refusal(RefusedError(RefuseCode.DRAINING, "shutting down")))
     assert far.fileno() == -1
     with near, pytest.raises(RefusedError, match="shutting down") as caught:
         ClientHandshake(KEY, b"n" * NONCE_SIZE, 0).feed(read_all(near))

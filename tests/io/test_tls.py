@@ -16,12 +16,12 @@ import pytest
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.subflows.subflow import Subflow
-from fastmtcp.errors import ConfigError
+from fastmtcp.errors import ConfigError, StartError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket, tls
 from fastmtcp.security.certificates import ClientTls, ServerTls
-from fastmtcp.security.handshake import Preamble, RefuseCode, RefusedError, refusal
+from fastmtcp.security.handshake import Preamble, RefuseCode, RefusedError, clear_refusal
 from fastmtcp.security.handshake_socket import PreambleReader
 from fastmtcp.security.tls import Tls
 from fastmtcp.server.reception import Reception
@@ -78,6 +78,45 @@ def joined(files: Files) -> tuple[Tls, Tls]:
         _, to_client = server.feed(to_server)
         _, to_server = client.feed(to_client) if to_client else (b"", b"")
     return client, server
+
+
+class Middle:
+    """Somebody between the two who has the server's certificate and its key."""
+
+    def __init__(self, files: Files, client: socket.socket, server: socket.socket) -> None:
+        self._client = client
+        self._server = server
+        self._towards_client = files.server().accept()
+        self._towards_server = ClientTls((files.fingerprint,)).connect("")
+        self._preamble = b""
+        self.seen: list[bytes] = []
+        server.sendall(TLS_PREAMBLE + self._towards_server.feed(b"")[1])
+
+    def pass_on(self) -> None:
+        """What has come, read and told on."""
+        heard = peek(self._client, 4096)
+        if heard and len(self._preamble) < len(TLS_PREAMBLE):
+            self._preamble = self._client.recv(len(TLS_PREAMBLE))
+            heard = peek(self._client, 4096)
+        self._tell(self._client, self._towards_client, self._server, self._towards_server)
+        self._tell(self._server, self._towards_server, self._client, self._towards_client)
+
+    def _tell(self, source: socket.socket, opened: Tls, to: socket.socket, sealed: Tls) -> None:
+        if not sealed.is_up and opened.is_up:
+            return  # the other side is not ready to be told
+        try:
+            heard = source.recv(4096)
+        except BlockingIOError:
+            return
+        if not heard:
+            to.shutdown(socket.SHUT_WR)
+            return
+        words, answer = opened.feed(heard)
+        if answer:
+            source.sendall(answer)
+        if words:
+            self.seen.append(words)
+            to.sendmsg(sealed.seal([words])[0])
 
 
 class TestCertificates:
@@ -166,6 +205,61 @@ class TestCertificates:
         assert error.code is RefuseCode.KEY
         assert server.proved is None
 
+    def test_who_is_in_the_middle_with_the_key_of_the_certificate(
+        self, loop: Loop, files: Files
+    ) -> None:
+        """It passes the pin, and what the two say on; but their proofs are about two connections,
+        so that it gets neither a session nor a byte of one."""
+        near, middle_far = tcp_pair()
+        near.setblocking(False)
+        middle_near, far = tcp_pair()
+        middle_near.setblocking(False)
+        client = ClientSide(loop, near, certificates=ClientTls((files.fingerprint,)))
+        server = ServerSide(loop, far, files.server())
+        middle = Middle(files, middle_far, middle_near)
+        with middle_far, middle_near:
+
+            def told() -> bool:
+                middle.pass_on()
+                return client.known and server.over
+
+            run_until(loop, told)
+        assert (client.granted, server.proved) == (None, None)
+        for error in (*client.errors, *server.errors):
+            assert isinstance(error, RefusedError)
+            assert error.code is RefuseCode.KEY
+        # It has seen the HELLO, a PROOF of no use, and the refusal.
+        assert len(middle.seen) == 4
+
+    def test_who_has_the_key_of_the_certificate_ends_no_session(
+        self, loop: Loop, files: Files
+    ) -> None:
+        near, far = tcp_pair()
+        near.setblocking(False)
+        client = ClientSide(loop, near, certificates=ClientTls((files.fingerprint,)))
+        context = files.server()
+        far.setblocking(False)
+        tls = context.accept()
+        said = clear_refusal(RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session"))
+        skipped = b""
+
+        def talk() -> bool:
+            nonlocal skipped
+            with contextlib.suppress(BlockingIOError):
+                heard = far.recv(4096)
+                rest = heard[max(0, 12 - len(skipped)) :]
+                skipped += heard
+                words, answer = tls.feed(rest)
+                far.sendall(answer)
+                if words:
+                    far.sendmsg(tls.seal([said])[0])
+            return client.known
+
+        with far:
+            run_until(loop, talk)
+        (error,) = client.errors
+        assert not isinstance(error, RefusedError)
+
     def test_an_older_tls_is_refused(self, loop: Loop, files: Files) -> None:
         near, far = tcp_pair()
         server = ServerSide(loop, far, files.server())
@@ -253,7 +347,7 @@ class TestWhoeverDoesNotSpeakTls:
         near.setblocking(False)
         client = ClientSide(loop, near, certificates=ClientTls((files.fingerprint,)))
         with far:
-            far.sendall(refusal(RefusedError(code, "believe me")))
+            far.sendall(clear_refusal(RefusedError(code, "believe me")))
             run_until(loop, lambda: client.known)
         (error,) = client.errors
         is_heard = isinstance(error, RefusedError)
@@ -388,7 +482,7 @@ class TestSessions:
         ) -> None:
             """Of somebody on the path, to whoever comes."""
             lies.append(preamble)
-            sock.send(refusal(RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")))
+            sock.send(clear_refusal(RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")))
             server._leave(server._arrivals.pop(arrival), accepted=True)
             world.loop.unwatch(sock.fileno())
             sock.close()
@@ -459,8 +553,30 @@ class TestFiles:
         with pytest.raises(ConfigError, match=r"broken\.pem cannot be used"):
             ClientTls(ca_file=str(broken))
 
-    def test_a_key_that_everybody_may_read(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644])
+    def test_a_key_that_others_have_access_to(
+        self, tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         files = certificates.make(tmp_path)
-        Path(files.key).chmod(0o644)
-        with pytest.raises(ConfigError, match="chmod o= "):
+        Path(files.key).chmod(mode)
+        for use in (files.server, lambda: ClientTls((b"",), None, None, *files)):
+            with pytest.raises(ConfigError, match=rf"server\.key is open .*{mode:04o}.*chmod 600 "):
+                use()
+        # systemd's own directory: the group's bits show an ACL for the service.
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        Path(files.key).chmod(0o440)
+        files.server()
+
+    def test_a_library_that_does_not_tell_connections_apart(
+        self, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server = files.server()
+        monkeypatch.setattr(Tls, "_finished", lambda _self: None)
+        with pytest.raises(StartError, match="does not tell connections"):
             files.server()
+        # A client without a certificate finds out when it connects, and goes no further.
+        loop = Loop()
+        client, found = shake(loop, ClientTls((files.fingerprint,)), server)
+        assert "does not tell connections" in str(client.errors[0])
+        assert found.proved is None
+        loop.close()

@@ -34,10 +34,10 @@ from fastmtcp.security.handshake import (
     RefusedError,
     ServerHandshake,
     Welcome,
+    clear_refusal,
     is_no_tls,
     new_session_id,
     pack,
-    refusal,
 )
 from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from hypothesis import given
@@ -51,7 +51,7 @@ SESSION = b"\0\1" + b"session-id-xyz"
 GRANT = Grant(SESSION, 65536, 4096, 5000.0)
 
 
-CERTIFICATE = b"f" * 32
+CHANNEL = b"f" * 64
 NAMED = Identity.from_key("laptop", OTHER_KEY)
 NEW = Preamble(tls=False, worker=NEW_SESSION)
 JOINS = Preamble.of(SESSION, tls=False)
@@ -62,18 +62,18 @@ def identity(key: bytes = KEY) -> Identity:
 
 
 def new_client(
-    key: bytes = KEY, join: Membership | None = None, certificate: bytes = b""
+    key: bytes = KEY, join: Membership | None = None, channel: bytes = b""
 ) -> ClientHandshake:
-    return ClientHandshake(identity(key), CLIENT_NONCE, 7, join, certificate=certificate)
+    return ClientHandshake(identity(key), CLIENT_NONCE, 7, join, channel=channel)
 
 
 def new_server(
     key: bytes = KEY,
     nonce: bytes = SERVER_NONCE,
     preamble: Preamble = NEW,
-    certificate: bytes = b"",
+    channel: bytes = b"",
 ) -> ServerHandshake:
-    return ServerHandshake(unnamed(key), nonce, preamble, certificate)
+    return ServerHandshake(unnamed(key), nonce, preamble, channel)
 
 
 def proof_of(identity: Identity, transcript: bytes, join: bytes = b"") -> bytes:
@@ -184,7 +184,7 @@ class TestKeys:
         assert caught.value.code is RefuseCode.KEY
         assert server.request is None
         with pytest.raises(RefusedError, match="wrong key") as told:
-            client.feed(refusal(caught.value))
+            client.feed(clear_refusal(caught.value))
         assert told.value.code is RefuseCode.KEY
         assert client.grant is None
 
@@ -398,7 +398,7 @@ class TestNames:
         with pytest.raises(RefusedError) as caught:
             server.feed(proof)
         assert server.request is None
-        return refusal(caught.value)
+        return clear_refusal(caught.value)
 
     def test_each_gets_in_with_its_own_key(self) -> None:
         for one in (NAMED, identity()):
@@ -418,7 +418,7 @@ class TestNames:
             Identity.from_key("no\nname", OTHER_KEY),
         ]
         assert {self.refusal_of(one) for one in wrong} == {
-            refusal(RefusedError(RefuseCode.KEY, WRONG_KEY))
+            clear_refusal(RefusedError(RefuseCode.KEY, WRONG_KEY))
         }
 
     def test_what_the_server_keeps_does_not_get_anybody_in(self) -> None:
@@ -473,42 +473,90 @@ class TestPreamble:
             Preamble.decode(data[:PREAMBLE_SIZE])
 
     @pytest.mark.parametrize(
-        ("preamble", "certificate"),
-        [(Preamble(False, 3), b""), (Preamble(True, NEW_SESSION), CERTIFICATE), (NEW, CERTIFICATE)],
+        ("preamble", "channel"),
+        [(Preamble(False, 3), b""), (Preamble(True, NEW_SESSION), CHANNEL), (NEW, CHANNEL)],
         ids=["another worker", "with TLS", "TLS that the client knows nothing of"],
     )
-    def test_it_is_part_of_the_proof(self, preamble: Preamble, certificate: bytes) -> None:
+    def test_it_is_part_of_the_proof(self, preamble: Preamble, channel: bytes) -> None:
         client = new_client()
-        server = new_server(preamble=preamble, certificate=certificate)
+        server = new_server(preamble=preamble, channel=channel)
         with pytest.raises(RefusedError) as caught:
             server.feed(client.feed(server.feed(client.hello)))
         assert caught.value.code is RefuseCode.KEY
 
-    @pytest.mark.parametrize("certificate", [b"", b"g" * 32])
-    def test_who_is_in_the_middle_of_tls_does_not_pass(self, certificate: bytes) -> None:
-        """Even if the client took its certificate."""
-        client = new_client(certificate=CERTIFICATE)
-        tls = Preamble(bool(certificate), NEW_SESSION)
-        server = new_server(preamble=tls, certificate=certificate)
+    @pytest.mark.parametrize("channel", [b"", b"g" * 64])
+    def test_who_is_in_the_middle_of_tls_does_not_pass(self, channel: bytes) -> None:
+        """Even if the client took its certificate, or it has the server's own."""
+        client = new_client(channel=CHANNEL)
+        tls = Preamble(bool(channel), NEW_SESSION)
+        server = new_server(preamble=tls, channel=channel)
         with pytest.raises(RefusedError) as caught:
             server.feed(client.feed(server.feed(client.hello)))
         assert caught.value.code is RefuseCode.KEY
 
-    def test_the_same_certificate_at_both_ends(self) -> None:
+    def test_the_same_connection_at_both_ends(self) -> None:
         tls = Preamble(True, NEW_SESSION)
-        shake(
-            new_client(certificate=CERTIFICATE), new_server(preamble=tls, certificate=CERTIFICATE)
-        )
+        shake(new_client(channel=CHANNEL), new_server(preamble=tls, channel=CHANNEL))
 
 
 def test_only_no_tls_is_heard_in_the_place_of_tls() -> None:
-    assert is_no_tls(refusal(RefusedError(RefuseCode.TLS, "no TLS here")))
+    assert is_no_tls(clear_refusal(RefusedError(RefuseCode.TLS, "no TLS here")))
     for code in set(RefuseCode) - {RefuseCode.TLS}:
-        assert not is_no_tls(refusal(RefusedError(code, "no TLS here")))
+        assert not is_no_tls(clear_refusal(RefusedError(code, "no TLS here")))
     server_hello = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + bytes(116)
-    said = refusal(RefusedError(RefuseCode.TLS, "no TLS here"))
+    said = clear_refusal(RefusedError(RefuseCode.TLS, "no TLS here"))
     for other in (server_hello, b"\x15\x03\x01\x00\x02\x02\x46", said[:9], b"", b"\0", b"\0\1x"):
         assert not is_no_tls(other)
+
+
+class TestAnUnknownSession:
+    """It ends the session with all its streams, so only the server may say so."""
+
+    def told(self, edit: Callable[[Refuse], None]) -> tuple[PeerError, RefusedError]:
+        """What the client makes of a refusal that was edited on its way, and what was said."""
+        membership, _ = create_session()
+        client, server = new_client(join=membership), new_server(preamble=JOINS)
+        assert server.feed(client.feed(server.feed(client.hello))) == b""
+        said = RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")
+        (body,) = bodies(server.refusal(said))
+        message = msgspec.msgpack.decode(body, type=Refuse)
+        edit(message)
+        with pytest.raises(PeerError) as caught:
+            client.feed(pack(message))
+        return caught.value, said
+
+    def test_of_the_server_is_heard(self) -> None:
+        error, said = self.told(lambda _message: None)
+        assert isinstance(error, RefusedError)
+        assert (error.code, str(error)) == (said.code, str(said))
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("mac", b""), ("mac", bytes(32)), ("mac", bytes(31)), ("message", "Unknown session")],
+    )
+    def test_of_anybody_else_is_a_failed_attempt(self, field: str, value: object) -> None:
+        error, _ = self.told(lambda message: setattr(message, field, value))
+        assert not isinstance(error, RefusedError)
+        assert "may be a false server" in str(error)
+
+    def test_of_another_code_proves_nothing(self) -> None:
+        """The proof of a refusal that ends nothing does not make one that does."""
+        client, server = new_client(), new_server()
+        server.feed(client.feed(server.feed(client.hello)))
+        (body,) = bodies(server.refusal(RefusedError(RefuseCode.LIMIT, "too many")))
+        message = msgspec.msgpack.decode(body, type=Refuse)
+        message.code = int(RefuseCode.UNKNOWN_SESSION)
+        with pytest.raises(PeerError) as caught:
+            client.feed(pack(message))
+        assert not isinstance(caught.value, RefusedError)
+
+    def test_before_the_proof_nothing_is_proved(self) -> None:
+        client = new_client()
+        said = RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")
+        with pytest.raises(PeerError) as caught:
+            client.feed(clear_refusal(said))
+        assert not isinstance(caught.value, RefusedError)
+        assert new_server().refusal(said) == clear_refusal(said)
 
 
 class TestVersions:
@@ -519,7 +567,7 @@ class TestVersions:
             server.feed(hello)
         assert caught.value.code is RefuseCode.VERSION
         with pytest.raises(RefusedError, match=f"speaks protocol version {VERSION}"):
-            new_client().feed(refusal(caught.value))
+            new_client().feed(clear_refusal(caught.value))
 
     def test_a_client_that_can_do_more_gets_the_common_version(self) -> None:
         server = new_server()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import hashlib
 import hmac
@@ -286,13 +287,13 @@ def handshake_vectors() -> dict[str, bytes]:
 VECTORS = handshake_vectors()
 IDENTITY = Identity.from_key(VECTORS["client"].decode(), VECTORS["key"])
 CLIENTS = {IDENTITY.name: IDENTITY.verifier}
-CERTIFICATE = VECTORS["certificate"]
+CHANNEL = VECTORS["certificate"] + hashlib.sha256(VECTORS["finished"]).digest()
 
 
 def new_server(name: str = "create") -> ServerHandshake:
     preamble = Preamble.decode(VECTORS[f"{name}.preamble"])
     assert preamble is not None
-    return ServerHandshake(CLIENTS, VECTORS[f"{name}.server_nonce"], preamble, CERTIFICATE)
+    return ServerHandshake(CLIENTS, VECTORS[f"{name}.server_nonce"], preamble, CHANNEL)
 
 
 def documented_grant() -> Grant:
@@ -315,7 +316,7 @@ def test_a_handshake_has_the_documented_bytes(name: str, step: int) -> None:
     join = None if creates else Membership(VECTORS["session"], secret)
     role = Role.from_wire(vector("role")[0])
     client = ClientHandshake(
-        IDENTITY, vector("client_nonce"), vector("subflow")[0], join, role, CERTIFICATE
+        IDENTITY, vector("client_nonce"), vector("subflow")[0], join, role, CHANNEL
     )
     server_side = new_server(name)
 
@@ -335,6 +336,11 @@ def test_a_handshake_has_the_documented_bytes(name: str, step: int) -> None:
     if creates:
         assert server_side.session_secret() == secret
     assert server_side.may_join(secret) is not creates
+    if not creates:
+        unknown = RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")
+        assert server_side.refusal(unknown) == vector("REFUSE")
+        with pytest.raises(RefusedError, match="unknown session"):
+            say(copy.deepcopy(client), vector("REFUSE"))
     welcome = server_side.welcome(documented_grant())
     assert welcome == vector("WELCOME")
     assert vector("grant") in welcome
@@ -361,12 +367,14 @@ def test_the_documented_formulas_give_the_documented_macs(name: str) -> None:
         VECTORS[f"{name}.{part}"]
         for part in ("preamble", "HELLO", "CHALLENGE", "PROOF", "grant", "WELCOME")
     )
-    opening = preamble + CERTIFICATE + hello + challenge
+    opening = preamble + CHANNEL + hello + challenge
     if name == "create":
         join = b""
         assert VECTORS["secret"] == mac(client_key, b"session", opening)
     else:
         join = mac(VECTORS["secret"], b"join", opening)
+        refused = mac(server_key, b"refuse", opening, proof, b"\x03unknown session")
+        assert fields_of(VECTORS["join.REFUSE"]) == [5, 3, "unknown session", refused]
     signature = mac(stored_key, b"client", opening)
     masked = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
     assert fields_of(proof) == [3, masked, join]
@@ -386,8 +394,13 @@ def test_a_refusal_has_the_documented_bytes(entry: str) -> None:
     match = re.fullmatch(r'([A-Z_]+) (".*") = ([0-9a-f ]+)', entry)
     assert match
     code, text, wire = RefuseCode[match[1]], json.loads(match[2]), bytes.fromhex(match[3])
-    assert handshake.refusal(RefusedError(code, text)) == wire
+    assert handshake.clear_refusal(RefusedError(code, text)) == wire
     client = ClientHandshake(IDENTITY, VECTORS["create.client_nonce"], 0)
+    if code is RefuseCode.UNKNOWN_SESSION:
+        # Without a proof it is not heard.
+        with pytest.raises(PeerError, match="may be a false server"):
+            client.feed(wire)
+        return
     with pytest.raises(RefusedError, match=re.escape(text)) as caught:
         client.feed(wire)
     assert caught.value.code is code
@@ -396,7 +409,7 @@ def test_a_refusal_has_the_documented_bytes(entry: str) -> None:
 def refusal_of(side: ServerHandshake, data: bytes) -> bytes:
     with pytest.raises(RefusedError) as caught:
         side.feed(data)
-    return handshake.refusal(caught.value)
+    return handshake.clear_refusal(caught.value)
 
 
 def test_the_server_refuses_with_the_documented_words() -> None:
@@ -407,11 +420,11 @@ def test_the_server_refuses_with_the_documented_words() -> None:
     side = new_server()
     assert refusal_of(side, newer) == bytes.fromhex(documented["VERSION"])
     nonce = VECTORS["create.server_nonce"]
-    side = ServerHandshake(unnamed(VECTORS["key"]), nonce, Preamble(True, 0xFFFF), CERTIFICATE)
+    side = ServerHandshake(unnamed(VECTORS["key"]), nonce, Preamble(True, 0xFFFF), CHANNEL)
     assert side.feed(hello) == VECTORS["create.CHALLENGE"]
     assert refusal_of(side, VECTORS["create.PROOF"]) == bytes.fromhex(documented["KEY"])
     tls = RefusedError(RefuseCode.TLS, handshake_socket.TLS_DIFFERS[False])
-    assert handshake.refusal(tls) == bytes.fromhex(documented["TLS"])
+    assert handshake.clear_refusal(tls) == bytes.fromhex(documented["TLS"])
 
 
 def hello_of(*fields: Any) -> bytes:
@@ -445,7 +458,7 @@ def test_a_role_may_be_left_out_and_may_have_flags_that_are_not_known(
     first = hello_of([1], IDENTITY.name, nonce, b"", 0, *roles)
     side = new_server()
     challenge = side.feed(first)
-    opening = VECTORS["create.preamble"] + CERTIFICATE + first + challenge
+    opening = VECTORS["create.preamble"] + CHANNEL + first + challenge
     message = b"fastmtcp 1 client\x00" + hashlib.sha256(opening).digest()
     signature = hmac.digest(VECTORS["stored_key"], message, "sha256")
     masked = bytes(a ^ b for a, b in zip(VECTORS["client_key"], signature, strict=True))
@@ -478,9 +491,7 @@ def completes(changes: dict[str, bytes]) -> bool:
     secret = VECTORS["secret"]
     membership = Membership(VECTORS["session"], secret)
     role = Role.from_wire(VECTORS["join.role"][0])
-    client = ClientHandshake(
-        IDENTITY, VECTORS["join.client_nonce"], 1, membership, role, CERTIFICATE
-    )
+    client = ClientHandshake(IDENTITY, VECTORS["join.client_nonce"], 1, membership, role, CHANNEL)
     side = new_server("join")
     try:
         challenge = side.feed(changes.get("HELLO", client.hello))
