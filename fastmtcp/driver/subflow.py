@@ -137,7 +137,7 @@ class SubflowSocket:
                 self.is_finished = True
                 events.lost(self, "closed by the peer")
                 return
-            drained = count < len(space) and not self._more
+            drained = count < len(space) and not (self._more or (tls is not None and tls.has_more))
             del space
             events.received(self, pool.commit(count))
             if drained and self.rest is None:

@@ -9,6 +9,8 @@ from fastmtcp.errors import PeerError
 from fastmtcp.io.loop import READ, Loop
 
 _READ_SIZE = 4096
+_READS = 4
+"""Reads in a row before other sockets get their turn."""
 
 
 class GoneError(PeerError):
@@ -30,6 +32,7 @@ class Dialogue:
         self._sock = sock
         self._early = early
         self._over = False
+        self._reads_on = False
         loop.watch(sock.fileno(), self._on_event)
         # Behind watch(): that may fail, and then there is nothing to time out.
         self._timer = loop.call_at(until, self._on_timeout)
@@ -54,7 +57,11 @@ class Dialogue:
         early, self._early = self._early, b""
         if early and not self._over:
             self._hear(early)
-        while mask & READ and not self._over:
+        if not mask & READ or self._reads_on:
+            return
+        for _ in range(_READS):
+            if self._over:
+                return
             try:
                 data = self._sock.recv(self._wanted())
             except BlockingIOError:
@@ -66,6 +73,14 @@ class Dialogue:
                 self._fail(GoneError(self._CLOSED))
                 return
             self._hear(data)
+        self._reads_on = True
+        self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._reads_on = False
+        # Or the descriptor may be another's by now.
+        if not self._over:
+            self._on_event(READ)
 
     def _hear(self, data: bytes) -> None:
         try:

@@ -43,6 +43,13 @@ NEW_SESSION = 0xFFFF
 MAX_MESSAGE = 1024
 """Bytes of a handshake message: before the proof a peer can make us hold this much."""
 
+MAX_TLS_BYTES = 32 * 1024
+"""Bytes that a peer may send until the handshake is over; most of them are its certificates."""
+
+MAX_CLIENT_BYTES = 4 * 1024
+"""Those of a client behind the handshake of TLS: HELLO and PROOF, each in a record or more. It
+might change its keys instead, which costs us some microseconds for 27 bytes."""
+
 HANDSHAKE_TIMEOUT = 5.0
 """Seconds from the connection to the last word of the handshake: a peer that says nothing costs
 no more than this long."""

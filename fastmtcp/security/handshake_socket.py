@@ -16,6 +16,8 @@ from fastmtcp.io.loop import Loop
 from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.handshake import (
     HANDSHAKE_TIMEOUT,
+    MAX_CLIENT_BYTES,
+    MAX_TLS_BYTES,
     NONCE_SIZE,
     PREAMBLE_SIZE,
     ClientHandshake,
@@ -46,8 +48,12 @@ class _SocketHandshake(Dialogue):
     def __init__(self, loop: Loop, sock: socket.socket, until: float, early: bytes = b"") -> None:
         super().__init__(loop, sock, until, early)
         self._tls: Tls | None = None
+        self._room = MAX_TLS_BYTES
 
     def _take(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._room < 0:
+            raise PeerError("the peer does not come to the end of its handshake")
         if self._tls is None:
             self._on_data(data)
             return
@@ -226,6 +232,7 @@ class ServerSocketHandshake(_SocketHandshake):
         self._handshake = self._new_handshake(
             channel=self._certificates.fingerprint + tls.binding()
         )
+        self._room = MAX_CLIENT_BYTES
 
     def _on_data(self, data: bytes) -> None:
         assert self._handshake is not None

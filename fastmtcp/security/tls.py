@@ -25,10 +25,16 @@ that never shrinks, and would hold a whole chunk for each connection for good.""
 _SMALL = 2048
 """Buffers below this go together into one record."""
 
-_MAX_UNSENT = 64 * 1024
-"""A peer that asks for new keys again and again makes us answer each time. The answers wait for
-our next bytes, and may not become more than this."""
+_OVERHEAD = 22
+"""Bytes of a record that are no plaintext, unless it is padded (RFC 8446, section 5.2)."""
 
+MAX_EMPTY = 32 * 1024
+"""Bytes of ciphertext of one connection that may bring no plaintext: a record that is not whole
+yet, of up to 16.3 KiB, and keys that are changed. A peer that changes its keys without end makes us
+do the same, and that costs as much for 27 bytes as to decipher 16 KiB."""
+
+_MAX_RECORDS = 64
+"""Records for one read: full ones fill any buffer, and those of one byte must not keep the loop."""
 
 MAX_BYTES = 256 << 30
 """Bytes in one direction of a connection, after which it is replaced: one key of AES-GCM is good
@@ -52,8 +58,11 @@ class Tls:
         )
         self._sent = 0
         self._received = 0
+        self._empty = 0
         self.is_up = False
         """The handshake of TLS is done."""
+        self.has_more = False
+        """The last recv_into() has left something in here, of which no poller knows."""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Take ciphertext while nobody reads by recv_into() yet. Returns all plaintext there is,
@@ -138,7 +147,7 @@ class Tls:
 
     def recv_into(self, sock: socket.socket, space: memoryview, scratch: memoryview) -> int:
         """Like sock.recv_into(space), with plaintext: less than `space` holds means that the
-        socket had no more. `scratch` is for ciphertext on its way to OpenSSL.
+        socket had no more, unless `has_more`. `scratch` is for ciphertext on its way to OpenSSL.
 
         Raises:
             BlockingIOError: nothing there.
@@ -147,22 +156,29 @@ class Tls:
         # With a buffer it returns a count.
         read: Callable[[int, memoryview], int] = self._object.read  # type: ignore[assignment]
         size = len(space)
-        count = 0
-        short = False
+        count = records = 0
+        dry = short = self.has_more = False
         while True:
+            opened = -count - records * _OVERHEAD
             try:
-                while count < size:
+                while count < size and records < _MAX_RECORDS:
                     got = read(size - count, space[count:])
                     if not got:
                         return count  # an end said in TLS
                     count += got
-                return count
+                    records += 1
             except ssl.SSLWantReadError:
-                pass
+                dry = True
             except ssl.SSLError as error:
                 raise OSError(errno.EPROTO, f"TLS: {reason(error)}") from None
-            if self._outgoing.pending > _MAX_UNSENT:
-                raise OSError(errno.EPROTO, "TLS: new keys without end")
+            opened += count + records * _OVERHEAD
+            # Not below 0: a record of which a part has no room is counted twice.
+            self._empty = max(0, self._empty - opened)
+            if not dry:
+                self.has_more = count < size
+                return count
+            if self._empty > MAX_EMPTY:
+                raise OSError(errno.EPROTO, "TLS: records without content")
             if short and count:
                 return count
             try:
@@ -174,8 +190,10 @@ class Tls:
             if not got:
                 return count
             self._received += got
+            self._empty += got
             self._incoming.write(scratch[:got])
             short = got < len(scratch)
+            dry = False
 
     def _finished(self) -> bytes | None:
         """The client's; None where the library does not tell it, and before it was sent."""

@@ -84,6 +84,12 @@ class ServerSide:
     def over(self) -> bool:
         return bool(self.proved or self.errors)
 
+    @property
+    def is_secure(self) -> bool:
+        """TLS is up."""
+        tls = self.handshake._tls
+        return tls is not None and tls.is_up
+
 
 class ClientSide:
     """A handshake as the client runs it."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.errors import PeerError
+from fastmtcp.io.dialogue import Dialogue
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket
 from fastmtcp.security.handshake import (
@@ -202,6 +203,22 @@ class TestServersThatAreNone:
         turn(loop)
         assert len(client.errors) == 1
         assert near.fileno() == -1
+
+
+def test_one_that_says_much_lets_others_have_their_turn(loop: Loop) -> None:
+    near, far = tcp_pair()
+    heard: dict[float, int] = {}
+
+    class Listener(Dialogue):
+        def _take(self, data: bytes) -> None:
+            heard[loop.now] = heard.get(loop.now, 0) + len(data)
+
+    listener = Listener(loop, far, loop.clock() + WAIT)
+    with near:
+        near.sendall(bytes(100_000))
+        run_until(loop, lambda: sum(heard.values()) == 100_000)
+        assert max(heard.values()) <= 2 * 4 * 4096
+        listener.cancel()
 
 
 def test_cancel_tells_nobody(loop: Loop) -> None:

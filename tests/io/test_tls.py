@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -21,10 +22,17 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.security import handshake_socket, tls
 from fastmtcp.security.certificates import ClientTls, ServerTls
-from fastmtcp.security.handshake import Preamble, RefuseCode, RefusedError, clear_refusal
+from fastmtcp.security.handshake import (
+    MAX_CLIENT_BYTES,
+    Preamble,
+    RefuseCode,
+    RefusedError,
+    clear_refusal,
+)
 from fastmtcp.security.handshake_socket import PreambleReader
 from fastmtcp.security.tls import Tls
 from fastmtcp.server.reception import Reception
+from perf.key_updates import KeyUpdater
 
 from tests.io import certificates
 from tests.io.certificates import Files
@@ -415,6 +423,138 @@ class TestBytes:
         client, _ = joined(files)
         _, size = client.seal([b"h" * 20, b"x" * 262_144, *[b"ack" * 5] * 50])
         assert size < (262_144 + 20 + 750) * 1.01
+
+
+class TestKeysWithoutEnd:
+    """Each change of keys costs the receiver as much as 16 KiB of data, and its sender 27 bytes."""
+
+    def test_before_a_proof_few_are_heard(
+        self, loop: Loop, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        heard = 0
+        feed = Tls.feed
+
+        def count(self: Tls, content: bytes) -> tuple[bytes, bytes]:
+            nonlocal heard
+            heard += len(content) if self.is_up else 0
+            return feed(self, content)
+
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        updater = KeyUpdater()
+        near.sendall(TLS_PREAMBLE + updater.tls.feed(b"")[1])
+        while not updater.tls.is_up:
+            run_until(loop, lambda: peek_in_time(near))
+            near.sendall(updater.tls.feed(near.recv(1 << 16))[1])
+        run_until(loop, lambda: server.is_secure)
+        monkeypatch.setattr(Tls, "feed", count)
+        with near:
+            near.sendall(b"".join(updater.records(2000)))
+            run_until(loop, lambda: server.over)
+            assert str(server.errors[0]) == "the peer does not come to the end of its handshake"
+            assert heard <= MAX_CLIENT_BYTES
+
+    def test_before_tls_is_up_there_is_an_end(self, loop: Loop, files: Files) -> None:
+        near, far = tcp_pair()
+        server = ServerSide(loop, far, files.server())
+        # A ClientHello of 100,000 bytes, which OpenSSL would take.
+        record = b"\x16\3\1" + (4096).to_bytes(2)
+        parts = [b"\1" + (100_000).to_bytes(3) + bytes(4092), *[bytes(4096)] * 20]
+        with near:
+            near.sendall(TLS_PREAMBLE + b"".join(record + part for part in parts))
+            run_until(loop, lambda: server.over)
+        assert str(server.errors[0]) == "the peer does not come to the end of its handshake"
+
+    def test_of_a_subflow_they_end_it(self, files: Files) -> None:
+        server, updater = updated(files)
+        near, far = tcp_pair()
+        near.settimeout(WAIT)
+        sending = Background(near.sendall, b"".join(updater.records(10_000)))
+        space = memoryview(bytearray(100_000))
+
+        def read_all() -> None:
+            while True:
+                with contextlib.suppress(BlockingIOError):
+                    server.recv_into(far, space, SCRATCH)
+
+        with pytest.raises(OSError, match="records without content") as caught:
+            read_all()
+        assert caught.value.errno == errno.EPROTO
+        assert server._received <= tls.MAX_EMPTY + len(SCRATCH)
+        far.close()
+        with contextlib.suppress(ConnectionError):
+            sending.result()
+        near.close()
+
+    def test_bytes_among_them_do_not_help(self, files: Files) -> None:
+        server, updater = updated(files)
+        near, far = tcp_pair()
+        space = memoryview(bytearray(100_000))
+        lasted = 0
+
+        def go_on() -> None:
+            nonlocal lasted
+            for record in updater.records(3000, content=b"x" * 1000):
+                near.sendall(record)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        server.recv_into(far, space, SCRATCH)
+                lasted += 1
+
+        with near, far, pytest.raises(OSError, match="records without content"):
+            go_on()
+        # Now and then is no fault.
+        assert lasted == tls.MAX_EMPTY // 27
+
+    def test_records_of_one_byte_do_not_keep_the_loop(self, files: Files) -> None:
+        """And none of them is forgotten, though no poller knows of it."""
+        client, server = joined(files)
+        near, far = tcp_pair()
+        wire = b"".join(b"".join(client.seal([b"x"])[0]) for _ in range(1000))
+        near.sendall(wire)
+        space = memoryview(bytearray(100_000))
+        got = 0
+        with near, far:
+            while got < 1000:
+                count = server.recv_into(far, space, SCRATCH)
+                assert 0 < count <= 64
+                got += count
+                assert server.has_more is (got < 1000)
+
+    def test_a_subflow_reads_on_what_is_left(self, loop: Loop, files: Files) -> None:
+        client, server = joined(files)
+        near, far = tcp_pair()
+        got = []
+
+        class Session:
+            def received(self, source: SubflowSocket, view: memoryview) -> None:
+                got.append(bytes(view))
+
+            def lost(self, source: SubflowSocket, reason: str) -> None: ...
+            def progress(self) -> None: ...
+
+        near.sendall(b"".join(b"".join(client.seal([b"x"])[0]) for _ in range(70)))
+        turn_of = Turn(loop, lambda: None)
+        subflow = Subflow(0, loop.now)
+        sock = SubflowSocket(loop, BufferPool(), turn_of, Session(), far, subflow, "", None, server)
+        run_until(loop, lambda: sum(map(len, got)) == 70)
+        sock.close(reset=True)
+        near.close()
+
+
+def updated(files: Files) -> tuple[Tls, KeyUpdater]:
+    """The server's end of a connection that is up, and a client that changes its keys."""
+    server, updater = files.server().accept(), KeyUpdater()
+    to_server = updater.tls.feed(b"")[1]
+    while to_server:
+        _, to_client = server.feed(to_server)
+        _, to_server = updater.tls.feed(to_client) if to_client else (b"", b"")
+    return server, updater
+
+
+def peek_in_time(sock: socket.socket) -> bool:
+    """Whether something has arrived at a socket that waits."""
+    return bool(select.select([sock], [], [], 0)[0])
 
 
 def test_a_subflow_knows_what_is_on_the_wire(files: Files) -> None:

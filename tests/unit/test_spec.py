@@ -22,7 +22,7 @@ from fastmtcp.engine.wire.codec import FrameReader, encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import VERSION, Data, Frame, Open
 from fastmtcp.errors import PeerError
-from fastmtcp.security import handshake, handshake_socket
+from fastmtcp.security import handshake, handshake_socket, tls
 from fastmtcp.security.handshake import (
     ClientHandshake,
     Grant,
@@ -175,7 +175,7 @@ def coded_limits() -> dict[str, float]:
         or (name.startswith("MAX_") and name not in OWN_TUNING)
     }
     found |= {"STALL": watch.STALL, "REPLACE_AFTER": watch.REPLACE_AFTER}
-    found["ACCEPT_RATE"] = admission.ACCEPT_RATE
+    found |= {"ACCEPT_RATE": admission.ACCEPT_RATE, "MAX_EMPTY": tls.MAX_EMPTY}
     return found | msgspec.structs.asdict(ServerLimits())
 
 
