@@ -209,6 +209,10 @@ class AsyncServer:
         """What it is doing, see Client.status()."""
         return await asyncio.to_thread(self._server.status)
 
+    async def set_clients(self, clients_file: File | None = None) -> None:
+        """Read the list of clients again, or take another one, see Server.set_clients()."""
+        await asyncio.to_thread(self._server.set_clients, clients_file)
+
     def close(self) -> None:
         """Accept nothing more. Open connections go on."""
         self._closing = True

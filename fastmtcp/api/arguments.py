@@ -18,7 +18,8 @@ from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.errors import ConfigError
-from fastmtcp.security.identity import KEY_SIZE, UNNAMED, Identity, unnamed
+from fastmtcp.security import clients as security_clients
+from fastmtcp.security.identity import KEY_SIZE, UNNAMED, Clients, Identity, unnamed
 from fastmtcp.security.link import Link
 
 Address = tuple[str, int]
@@ -41,6 +42,8 @@ class Ready(msgspec.Struct, frozen=True):
     """Of a client its Credentials, of a server the Clients that may connect."""
     certificates: Any = None
     """Of a server its ServerTls."""
+    own: bytes | None = None
+    """The key that a server was given."""
 
     def __repr__(self) -> str:
         return f"Ready({self.config!r})"
@@ -102,8 +105,16 @@ def server(
     if target is not None:
         values["target"] = _endpoint("target", target)
     config, own = _ready(ServerConfig, key, key_file, values)
-    clients = unnamed(own) if own is not None else credentials.read_clients(config)
-    return Ready(config, clients, credentials.read_certificate(config))
+    return Ready(config, clients(config, own), credentials.read_certificate(config), own)
+
+
+def clients(config: ServerConfig, own: bytes | None) -> Clients:
+    """All that a Server lets in; `own` is the key that it was given. Reads files. Raises
+    ConfigError."""
+    if own is None:
+        return credentials.read_clients(config)
+    listed = config.clients_file
+    return dict(unnamed(own)) | (security_clients.read(listed) if listed is not None else {})
 
 
 def target_text(address: Address | None) -> str:

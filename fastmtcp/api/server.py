@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import islice
 
+import msgspec
+
 from fastmtcp.api import arguments
 from fastmtcp.api.answer import Answer
 from fastmtcp.api.arguments import Address, File, Key
@@ -29,6 +31,7 @@ from fastmtcp.errors import ConfigError
 from fastmtcp.io import cgroup, resolver
 from fastmtcp.io.listener import bind, bind_those_here
 from fastmtcp.io.tcp import abort, tune
+from fastmtcp.security.identity import Clients
 from fastmtcp.server.service import ServerService
 from fastmtcp.server.session import ServerSession
 
@@ -80,6 +83,7 @@ class ServerCore(Core):
         self._waiters: deque[Answer[Accepted]] = deque()
         self._limit = limit
         self._clients = ready.credentials
+        self.own_key: bytes | None = ready.own
         self._certificates = ready.certificates
         self._sockets = sockets
 
@@ -97,6 +101,10 @@ class ServerCore(Core):
             on_stream=None if self.forwards else self._on_stream,
         )
         self.sample_rates()
+
+    def set_clients(self, config: ServerConfig, clients: Clients) -> None:
+        self.config = config
+        self.service.set_clients(clients)
 
     def next(self, answer: Answer[Accepted]) -> None:
         """Set `answer` to the next stream that nobody has accepted."""
@@ -241,7 +249,8 @@ class Server(Handle[ServerCore]):
         listen: `HOST:PORT` or `(host, port)`, or a list of these. Port 0 lets the kernel choose;
             `addresses` then says which. Anything but loopback needs a key.
         key, key_file: as for Client.
-        clients_file: the list of clients that `fastmtcp init server` makes; read once.
+        clients_file: the list of clients that `fastmtcp init server` makes; it is read again by
+            set_clients() only.
         certificate, certificate_key: PEM files, such as those that it makes; with a certificate
             all is encrypted.
         target: where to forward streams to.
@@ -334,6 +343,26 @@ class Server(Handle[ServerCore]):
         # As with socket.accept().
         sock.settimeout(socket.getdefaulttimeout())
         return sock, address
+
+    def set_clients(self, clients_file: File | None = None) -> None:
+        """Read the list of clients again, or take another one, and let in those and nobody else.
+        The sessions of all others have ended when this returns. A `key` or `key_file` that the
+        Server was made with goes on to count.
+
+        Raises:
+            ConfigError: the list cannot be read, or there is none; nothing has changed then.
+            OSError: EBADF if the Server is closed.
+        """
+        core = self._core
+        config = core.config
+        if clients_file is not None:
+            config = msgspec.structs.replace(config, clients_file=os.fspath(clients_file))
+        if config.clients_file is None:
+            raise ConfigError("clients_file: this Server has no list of clients; give one")
+        clients = arguments.clients(config, core.own_key)
+        if core.closing:
+            raise closed_error(self._NAME)
+        core.thread.call(core.set_clients, config, clients).result()
 
     def __iter__(self) -> Iterator[tuple[socket.socket, Address]]:
         """All streams, until the Server is closed."""

@@ -9,6 +9,8 @@ import click
 
 from fastmtcp.cli.init import show_link
 from fastmtcp.cli.options import EXIT_CODES
+from fastmtcp.cli.taken import wait_until_taken
+from fastmtcp.errors import FastmtcpError
 from fastmtcp.server.directory import USUAL_NAME, ServerDir
 
 
@@ -48,6 +50,15 @@ def list_clients(folder: str) -> None:
 @click.argument("name")
 @_dir_option
 def revoke(name: str, folder: str) -> None:
-    """Let client NAME in no more; its sessions end within a second."""
-    ServerDir(folder).revoke_client(name)
-    click.echo(f"revoked {name}", err=True)
+    """Let client NAME in no more; its sessions end within a second. Says whether the servers that
+    run with this list have taken it; the exit code is 1 if one has not."""
+    server = ServerDir(folder)
+    server.revoke_client(name)
+    try:
+        taken = wait_until_taken(server.clients_file)
+    except FastmtcpError as error:
+        raise FastmtcpError(f"revoked {name}, but not everywhere: {error}") from None
+    if taken:
+        click.echo(f"revoked {name}; {', '.join(taken)} has taken it", err=True)
+    else:
+        click.echo(f"revoked {name}; no server was found here that runs with this list", err=True)

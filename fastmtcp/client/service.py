@@ -99,6 +99,7 @@ class ClientService:
         self.past = Totals()
         self.is_client = True
         self.target = str(config.target or "")
+        self.clients = ""
         self._drain = Drain(loop, lambda: self.drivers, self._stop)
         self._current = self._new_session()
         self._egress.refresh(self._local)

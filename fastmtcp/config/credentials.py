@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -15,6 +16,8 @@ from fastmtcp.security import clients, keys
 from fastmtcp.security.certificates import ClientTls, ServerTls
 from fastmtcp.security.identity import NO_KEY, UNNAMED, Clients, Identity, unnamed
 from fastmtcp.security.link import Link, parse_fingerprint
+
+log = logging.getLogger("fastmtcp.files")
 
 LINK_VARIABLE = "FASTMTCP_LINK"
 """Of the environment: the link itself."""
@@ -56,6 +59,16 @@ def read_clients(config: ServerConfig) -> Clients:
         return unnamed(NO_KEY)
     found = dict(unnamed(keys.load(config.key_file))) if config.key_file is not None else {}
     return found | clients.read(config.clients_file) if config.clients_file is not None else found
+
+
+def read_clients_again(config: ServerConfig) -> Clients:
+    """The clients as a worker that starts has to know them: not those of the program's start, as
+    somebody may have been revoked since. As long as the list cannot be read nobody is let in."""
+    try:
+        return read_clients(config)
+    except ConfigError as error:
+        log.error("%s; no client is let in until it can be read", error)
+        return {}
 
 
 def read_certificate(config: ServerConfig) -> ServerTls | None:

@@ -26,7 +26,8 @@ class FileWatch(Generic[T]):
     """Calls `changed(read())` on the loop, once soon after the start and then whenever one of the
     files is another one than before or has changed.
 
-    What cannot be read stays as it was; that is logged once for each change.
+    What cannot be read stays as it was, and is tried again at each look: the failure may pass
+    without a change of the files. It is logged when it begins and when its reason changes.
     """
 
     def __init__(
@@ -59,20 +60,24 @@ class FileWatch(Generic[T]):
         self._stop.set()
 
     def _work(self) -> None:
-        seen: list[tuple[int, ...] | None] = []
+        seen: list[tuple[int, ...] | None] | None = None
+        trouble = ""
         while True:
             now = [_state(name) for name in self._names]
             if now != seen:
-                seen = now
                 try:
                     found = self._read()
-                except FastmtcpError as error:
-                    log.warning("%s; going on with what was read before", error)
-                except Exception:
-                    log.exception("going on with what was read before")
+                except Exception as error:
+                    reason = str(error) if isinstance(error, FastmtcpError) else repr(error)
+                    if reason != trouble:
+                        log.warning("%s; going on with what was read before", reason)
+                    trouble = reason
                 else:
                     if not self._loop.call_threadsafe(partial(self._give, found)):
                         return
+                    if trouble:
+                        log.info("%s could be read again", ", ".join(self._names))
+                    seen, trouble = now, ""
             if self._stop.wait(_EVERY):
                 return
 

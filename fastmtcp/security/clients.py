@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from fastmtcp.errors import ConfigError, FastmtcpError
-from fastmtcp.security.identity import Identity, Verifier, is_name
+from fastmtcp.security.identity import Clients, Identity, Verifier, is_name
 from fastmtcp.security.keys import read_private
 
 HEAD = "# Clients of this server: `fastmtcp client add|list|revoke NAME` changes this file.\n"
@@ -37,6 +38,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Verifier]:
             raise ConfigError(f"{path}: line {number}: {match[1]} is there twice; remove one")
         found[match[1]] = Verifier(bytes.fromhex(match[2]), bytes.fromhex(match[3]))
     return found
+
+
+def digest(found: Clients) -> str:
+    """16 digits that are others for another list. What a key file adds has no name and does not
+    count."""
+    lines = [f"{name} {keys.stored_key.hex()}" for name, keys in sorted(found.items()) if name]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def add(path: str | os.PathLike[str], identity: Identity) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from fastmtcp.config import credentials
 from fastmtcp.config.limits import within
 from fastmtcp.config.server import ServerConfig
+from fastmtcp.errors import ConfigError, StartError
 from fastmtcp.io import cgroup
 from fastmtcp.io.file_watch import FileWatch
 from fastmtcp.io.loop import Loop
@@ -25,20 +27,37 @@ def run_server(config: ServerConfig) -> int:
     """
     # A bad file is wrong usage, and is told before anything has been started.
     clients, certificates = credentials.of_server(config)
-    ports = prepare(config, config.listen)
+    ports = prepare(config, config.listen, partial(_check_files, config))
     limits = within(config.session_limits(), cgroup.memory_limit(), config.worker_count())
     inboxes = [Inbox() for _ in range(config.worker_count())]
 
     def make(index: int, loop: Loop, _channel: Channel) -> ServerService:
         handoff = WorkerHandoff(loop, inboxes, index)
+        current = clients
+        if config.clients_file is not None:
+            current = credentials.read_clients_again(config)
         service = ServerService(
-            loop, config, clients, index, ports.of(index), handoff, limits, certificates
+            loop, config, current, index, ports.of(index), handoff, limits, certificates
         )
         handoff.on_handoff = service.reception.on_handoff
         _watch_files(loop, config, service)
         return service
 
-    return Supervisor("server", config, ports, make).run()
+    clients_file = os.path.realpath(config.clients_file) if config.clients_file else ""
+    return Supervisor("server", config, ports, make, clients_file=clients_file).run()
+
+
+def _check_files(config: ServerConfig) -> None:
+    """As the user that the program has become: what it cannot read again would let in those that
+    are revoked. Raises StartError."""
+    if config.user is None or config.clients_file is None:
+        return
+    try:
+        credentials.read_clients(config)
+    except ConfigError as error:
+        raise StartError(
+            f"{error} (as user {config.user}, and nobody could be revoked; make it that user's)"
+        ) from None
 
 
 def _watch_files(loop: Loop, config: ServerConfig, service: ServerService) -> None:

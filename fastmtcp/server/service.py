@@ -25,6 +25,7 @@ from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Resolver
 from fastmtcp.security.certificates import ServerTls
+from fastmtcp.security.clients import digest
 from fastmtcp.security.handshake import (
     WRONG_KEY,
     Grant,
@@ -82,6 +83,7 @@ class ServerService:
         self.past = Totals()
         self.is_client = False
         self.target = str(config.target)
+        self.clients = digest(clients)
         self._drain = Drain(loop, lambda: self.drivers, self._stop)
         self._on_stream = on_stream
         self.reception = Reception(
@@ -123,6 +125,7 @@ class ServerService:
     def set_clients(self, clients: Clients) -> None:
         """Let in `clients` from now on, and end the sessions of all others."""
         self.reception.clients = clients
+        self.clients = digest(clients)
         for session in list(self._sessions.values()):
             if clients.get(session.client) != session.verifier:
                 session.driver.end(SessionCode.REVOKED, "this client was revoked")

@@ -153,6 +153,8 @@ class WorkerReport(msgspec.Struct, kw_only=True):
     totals: TotalsStatus
     sessions: list[SessionStatus]
     """Those that carried most, if there are many: `totals.sessions` says how many there are."""
+    clients: str = ""
+    """Stands for the list of clients that it lets in; empty at a client."""
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):
@@ -168,6 +170,9 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     """Proportional set size, bytes: pages that processes share count in part for each."""
     totals: TotalsStatus
     sessions: list[SessionStatus]
+    clients: str = ""
+    """Stands for the list of clients that it lets in, another text for another list; empty at a
+    client."""
 
 
 class InstanceStatus(msgspec.Struct, kw_only=True):
@@ -185,6 +190,8 @@ class InstanceStatus(msgspec.Struct, kw_only=True):
     listening: list[str]
     totals: TotalsStatus
     workers: list[WorkerStatus]
+    clients_file: str = ""
+    """The server's list of clients; empty without one."""
 
 
 class PathInfo(msgspec.Struct, kw_only=True):
@@ -250,3 +257,7 @@ class Observable(Protocol):
     @property
     def target(self) -> str:
         """Where streams go that name no target; empty at the client."""
+
+    @property
+    def clients(self) -> str:
+        """Stands for the list of clients that are let in; empty at the client."""

@@ -49,7 +49,7 @@ def build(
         streams -= len(one.streams)
         sessions.append(one)
         yield
-    return document.WorkerReport(totals=sums, sessions=sessions)
+    return document.WorkerReport(totals=sums, sessions=sessions, clients=service.clients)
 
 
 def directed(totals: Totals, is_client: bool) -> TotalsStatus:

@@ -48,7 +48,9 @@ class Overview:
         listening: Sequence[str],
         workers: Sequence[WorkerInfo],
         state: Callable[[], str],
+        clients_file: str = "",
     ) -> None:
+        self._clients_file = clients_file
         self._loop = loop
         self._program = program
         self._listening = list(listening)
@@ -99,6 +101,7 @@ class Overview:
             state=self._state(),
             control=self.control,
             listening=self._listening,
+            clients_file=self._clients_file,
             totals=totals,
             workers=workers,
         )
@@ -125,6 +128,7 @@ class Overview:
             memory=proportional_set_size(worker.pid) if worker.pid else None,
             totals=report.totals if report is not None else TotalsStatus(),
             sessions=report.sessions if report is not None else [],
+            clients=report.clients if report is not None else "",
         )
 
 

@@ -6,7 +6,7 @@ import codecs
 import contextlib
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fastmtcp.config.common import Config
 from fastmtcp.config.ingress import Place
@@ -19,9 +19,12 @@ _CODECS = ("ascii", "idna", "latin-1", "punycode", "utf-8")
 """Of names, passwords and texts of others. The one of names belongs to getaddrinfo()."""
 
 
-def prepare(config: Config, places: Sequence[Place]) -> Ports:
-    """Do what may need root, and give it up if there is a user to become. Signals that end the
-    process are held back from here on: the Supervisor hears them.
+def prepare(
+    config: Config, places: Sequence[Place], check: Callable[[], None] | None = None
+) -> Ports:
+    """Do what may need root, give it up if there is a user to become, and then `check` that nothing
+    that is needed later needs root. Signals that end the process are held back from here on: the
+    Supervisor hears them.
 
     Raises:
         FastmtcpError: it cannot be done; nothing is left behind.
@@ -35,18 +38,25 @@ def prepare(config: Config, places: Sequence[Place]) -> Ports:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     signals.hold_back()
     try:
-        return _bind(config, places, account)
+        return _bind(config, places, account, check)
     except BaseException:
         signals.let_through()
         raise
 
 
-def _bind(config: Config, places: Sequence[Place], account: privileges.Account | None) -> Ports:
+def _bind(
+    config: Config,
+    places: Sequence[Place],
+    account: privileges.Account | None,
+    check: Callable[[], None] | None,
+) -> Ports:
     ports = Ports(places, config.worker_count())
     try:
         _load_codecs()
         if account is not None:
             privileges.drop(account)
+        if check is not None:
+            check()
         ports.bind_files(for_group=account is not None and account.has_group)
     except BaseException:
         ports.close()

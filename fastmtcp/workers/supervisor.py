@@ -94,6 +94,7 @@ class Supervisor:
         make_service: MakeService,
         *,
         waits_for_subflows: bool = False,
+        clients_file: str = "",
     ) -> None:
         """The program is ready when all workers serve; with `waits_for_subflows` only when their
         subflows are up too, or have had some time for it."""
@@ -119,7 +120,7 @@ class Supervisor:
         self._control_name = ""
         self._notifier = Notifier()
         self._overview = Overview(
-            self._loop, config.program, ports.names, self._workers, self._state
+            self._loop, config.program, ports.names, self._workers, self._state, clients_file
         )
 
     def run(self) -> int:

@@ -48,8 +48,7 @@ def test_every_change_is_seen_and_a_broken_file_changes_nothing(
         replace("broken")
         run_until(loop, lambda: caplog.messages, "the warning")
         path.unlink()
-        run_until(loop, lambda: len(caplog.messages) == 2, "the second warning")
-    assert set(caplog.messages) == {"list is broken; going on with what was read before"}
+    assert caplog.messages == ["list is broken; going on with what was read before"]
     assert seen[-1] == "two"
     path.write_text("three")
     run_until(loop, lambda: seen[-1] == "three", "the third content")
@@ -58,6 +57,35 @@ def test_every_change_is_seen_and_a_broken_file_changes_nothing(
     run_until(loop, lambda: len(seen) > count, "the other file")
     watch.close()
     assert loop._handlers == {}
+
+
+def test_a_failure_that_passes_without_a_change_of_the_file_is_tried_again(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor, no memory, a file system that is away for a moment."""
+    path = tmp_path / "list"
+    path.write_text("one")
+    seen: list[str] = []
+    failures = ["list cannot be read: too many open files"] * 3 + ["list cannot be read: EIO"] * 2
+
+    def read() -> str:
+        if failures:
+            raise ConfigError(failures.pop(0))
+        return path.read_text()
+
+    monkeypatch.setattr("fastmtcp.io.file_watch._EVERY", 0.01)
+    with caplog.at_level(logging.INFO, "fastmtcp"):
+        watch = FileWatch(loop, [str(path)], read, seen.append)
+        run_until(loop, lambda: seen, "it is read in the end")
+        run_until(loop, lambda: len(caplog.messages) == 3, "that is said")
+    watch.close()
+    assert not failures
+    assert seen == ["one"]
+    assert caplog.messages == [
+        "list cannot be read: too many open files; going on with what was read before",
+        "list cannot be read: EIO; going on with what was read before",
+        f"{path} could be read again",
+    ]
 
 
 def test_without_a_thread_it_tries_again(

@@ -45,6 +45,7 @@ class Shown:
 class Role:
     is_client = True
     target = ""
+    clients = ""
 
     def __init__(self, sessions: int, streams: int) -> None:
         self.past = Totals(streams_opened=1)

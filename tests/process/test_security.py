@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import time
@@ -18,6 +19,7 @@ from fastmtcp.security.link import Link
 from tests.io import certificates
 from tests.io.net import WAIT, is_reset, read_exactly
 from tests.process.programs import (
+    ALL_UP,
     LINK,
     SERVER_DIR,
     Program,
@@ -153,9 +155,10 @@ def test_a_revoked_client_is_out_within_a_second_and_others_go_on(
             assert read_exactly(sock, 5) == b"hello"
         listed = programs.run("fastmtcp", "client", "list", "--dir", "server").stdout
         assert listed == "first\nsecond\n"
-        assert (
-            programs.run("fastmtcp", "client", "revoke", "first", "--dir", "server").returncode == 0
-        )
+        revoked = programs.run("fastmtcp", "client", "revoke", "first", "--dir", "server")
+        name = f"server-{made.port}"
+        assert revoked.stderr == f"revoked first; {name} has taken it\n"
+        assert revoked.returncode == 0
         eventually(lambda: is_reset(out), "the revoked client's stream is reset")
         server.wait_for(r"session \w+ of first ended: this client was revoked")
         first.wait_for("wrong key, or a client that this server does not know")
@@ -166,6 +169,54 @@ def test_a_revoked_client_is_out_within_a_second_and_others_go_on(
     made.add("third")
     assert round_trip(made.client("third", "--workers", 1).address)
     made.check_no_secret_shows(server, second)
+
+
+def test_it_is_told_who_has_not_taken_a_revocation(
+    programs: Programs, echo_target: Target[int]
+) -> None:
+    made = Setup(programs, echo_target.port)
+    line = ("fastmtcp", "client", "revoke")
+    for name in ("second", "third"):
+        made.add(name)
+    alone = programs.run(*line, "third", "--dir", "server")
+    assert (alone.returncode, alone.stderr) == (
+        0,
+        "revoked third; no server was found here that runs with this list\n",
+    )
+    server = made.server("--workers", 2)
+    (deaf, _) = server.workers()
+    os.kill(deaf, signal.SIGSTOP)
+    try:
+        ended = programs.run(*line, "second", "--dir", "server")
+    finally:
+        os.kill(deaf, signal.SIGCONT)
+    assert ended.returncode == 1
+    assert (
+        f"revoked second, but not everywhere: server-{made.port} has not taken it" in ended.stderr
+    )
+
+
+def test_a_worker_that_starts_later_lets_nobody_in_that_was_revoked_meanwhile(
+    programs: Programs, echo_target: Target[int]
+) -> None:
+    """It does not know the list of the program's start, nor anybody while it cannot read it."""
+    made = Setup(programs, echo_target.port)
+    made.add("second")
+    server = made.server("--workers", 1)
+    server.expects_trouble = True
+    assert programs.run("fastmtcp", "client", "revoke", "first", "--dir", "server").returncode == 0
+    listed = made.folder / "clients"
+    os.chmod(listed, 0o644)  # which is refused
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    server.wait_for("is open to others .* no client is let in until it can be read")
+    first, second = made.client("first", "--workers", 1), made.client("second", "--workers", 1)
+    for client in (first, second):
+        client.wait_for("wrong key, or a client that this server does not know")
+    os.chmod(listed, 0o600)
+    second.wait_for(ALL_UP)
+    assert round_trip(second.address)
+    first.check_resets()
 
 
 def test_a_new_certificate_is_used_without_a_restart(

@@ -18,7 +18,7 @@ from fastmtcp.security import keys
 from fastmtcp.status.control_name import ControlName
 from fastmtcp.status.query import ask
 
-from tests.io.net import WAIT, read_all
+from tests.io.net import WAIT, free_port, read_all
 from tests.process.programs import ALL_UP, Program, Programs, eventually
 from tests.process.targets import Target, round_trip
 
@@ -110,6 +110,30 @@ class TestAnotherUser:
             return
         server = programs.server(echo_target.port, "--user", "daemon:nogroup")
         assert identity(server.process.pid)["Groups"] == [NOBODY.pw_gid]
+
+    def test_a_list_of_clients_that_it_cannot_read_stops_the_start(
+        self, programs: Programs, echo_target: Target[int]
+    ) -> None:
+        """Nobody could be revoked."""
+        if os.geteuid() != 0:
+            return  # see the first one
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+            address = ("--public-address", f"127.0.0.1:{free_port()}")
+            where = folder / "server"
+            target = ("--target", f"127.0.0.1:{echo_target.port}")
+            made = programs.run("fastmtcp", "init", "server", *address, *target, "--dir", where)
+            assert made.returncode == 0, made.stderr
+            where.chmod(0o755)
+            line = ("fastmtcp-server", "--config", where / "server.toml", "--user", "nobody")
+            ended = programs.run(*line)
+            assert ended.returncode == 1
+            assert f"list of clients {where}/clients cannot be read: Permission" in ended.stderr
+            assert "as user nobody, and nobody could be revoked" in ended.stderr
+            assert "Traceback" not in ended.stderr
+            os.chown(where / "clients", NOBODY.pw_uid, NOBODY.pw_gid)
+            programs.start(*line).ready()
 
     @pytest.mark.parametrize(
         ("user", "group", "mode"), [("nobody", "", 0o600), ("nobody", "daemon", 0o660)]

@@ -43,7 +43,7 @@ class Supervisor:
         self.started: list[common.Config] = []
         self.outcome: Callable[[], int] = lambda: 0
 
-    def prepare(self, given: common.Config, _places: object) -> None:
+    def prepare(self, given: common.Config, *_: object) -> None:
         self.started.append(given)
 
     def make(self, *_: object, **__: object) -> Supervisor:

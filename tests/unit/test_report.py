@@ -66,6 +66,7 @@ class Role:
         self.is_client = is_client
         self.past = Totals()
         self.target = "" if is_client else "10.0.0.1:80"
+        self.clients = "" if is_client else "0123456789abcdef"
 
 
 def make(role: Role, rates: Rates | None = None, now: float = START + 2) -> WorkerReport:
