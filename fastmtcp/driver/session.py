@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.driver.turn import Turn
+from fastmtcp.engine.events import Events
 from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
-from fastmtcp.engine.session import Events, Session
+from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Subflow
@@ -159,17 +160,6 @@ class SessionDriver:
             source.on_lost(reason)
         self.loop.call_soon(self.progress)
 
-    def close_retired(self, source: SubflowSocket) -> bool:
-        """Close a retiring subflow if nothing is lost by it; false if it still carries data."""
-        if source.closed:
-            return True
-        if source.subflow.inflight.has_unacked() or not source.subflow.ready:
-            return False
-        source.close(reset=False)
-        self._detach(source.subflow)
-        self.loop.call_soon(self.progress)
-        return True
-
     def abandon(self) -> None:
         """Close everything without a word to the peer, whatever goes wrong with any of it."""
         for relay in list(self.relays):
@@ -283,8 +273,18 @@ class SessionDriver:
         for subflow in events.gone:
             if subflow in self.sockets:
                 self.lost(self.sockets[subflow], "lost at the other side")
+        for subflow in events.parted:
+            if subflow in self.sockets:
+                self._part(self.sockets[subflow])
         if events.end is not None:
             self.end(*events.end)
+
+    def _part(self, source: SubflowSocket) -> None:
+        """Close a retired subflow, now that each side has had all of it."""
+        source.goodbye(self.session.last_report(source.subflow))
+        self._detach(source.subflow)
+        if source.on_lost is not None:
+            source.on_lost("retired")
 
     def _update(self, streams: Iterable[Stream]) -> None:
         for stream in streams:

@@ -29,6 +29,7 @@ from fastmtcp.engine.wire.frames import (
     Pong,
     Reset,
     ResetAck,
+    Retire,
     Stalled,
 )
 
@@ -41,6 +42,9 @@ class InboundOwner(Protocol):
 
     def on_gone(self, subflow: Subflow) -> None:
         """The peer has lost `subflow`, or given it up."""
+
+    def on_retired(self, subflow: Subflow) -> None:
+        """Nothing more will come on `subflow`, and all that came is here."""
 
     def on_untaken(self, stream: Stream, code: ResetCode) -> None:
         """The peer has not taken `stream` and has forgotten its id."""
@@ -97,6 +101,7 @@ class Inbound:
             Gone: self._on_gone,
             Got: self._on_got,
             Stalled: self._on_stalled,
+            Retire: self._on_retire,
         }
 
     def attach(self, subflow: Subflow) -> None:
@@ -266,6 +271,15 @@ class Inbound:
         if subflow is not None and subflow.state is not State.GONE:
             subflow.end()
             self._owner.on_gone(subflow)
+
+    def _on_retire(self, frame: Retire) -> None:
+        subflow = self._feeding
+        if subflow is None:
+            return
+        if self._table.opener and not subflow.retiring:
+            raise RemoteError(SessionCode.PROTOCOL, "RETIRE from the server, which was not asked")
+        self._on_got(Got(subflow.subflow_id, frame.received))
+        self._owner.on_retired(subflow)
 
     # --- frames of the session ------------------------------------------------------------
 

@@ -114,7 +114,9 @@ class Outbound:
             subflow.ping_position = subflow.bytes_sent + subflow.overhead + len(blob)
         elif not self._outbox:
             return 0
-        blob += self._outbox.take()
+        if not subflow.retiring:
+            # Nothing may follow a RETIRE.
+            blob += self._outbox.take()
         out.append(blob)
         return len(blob)
 

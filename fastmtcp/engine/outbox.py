@@ -14,7 +14,7 @@ from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.wire.frames import Ack, Frame, Goaway, Got, Reset
+from fastmtcp.engine.wire.frames import Ack, Frame, Goaway, Got, Reset, Retire
 
 
 class Outbox:
@@ -26,6 +26,7 @@ class Outbox:
         "_limits",
         "_reports",
         "_resets",
+        "_retires",
         "acks_at",
         "draining",
         "own",
@@ -40,6 +41,7 @@ class Outbox:
         self._acks: dict[Stream, None] = {}
         self._resets: dict[int, Reset] = {}
         self._reports: dict[Subflow, None] = {}
+        self._retires: set[Subflow] = set()
         self.own: dict[Subflow, list[bytes]] = {}
         """Frames that must travel on one subflow and no other (PING, PONG)."""
         self.draining = False
@@ -75,9 +77,16 @@ class Outbox:
 
     def send_on(self, subflow: Subflow, frame: Frame) -> None:
         """Queue a frame that must travel on this very subflow."""
+        if subflow in self._retires:
+            return
         frames = self.own.setdefault(subflow, [])
         if len(frames) < MAX_OWN_FRAMES:
             frames.append(encode(frame))
+
+    def retire(self, subflow: Subflow) -> None:
+        """Send on `subflow` what must travel on it, and then that nothing more will come."""
+        self.own.setdefault(subflow, [])
+        self._retires.add(subflow)
 
     def ready_subflow(self) -> Subflow | None:
         """A subflow that would take bytes now, and for which frames of its own wait."""
@@ -100,6 +109,7 @@ class Outbox:
 
     def forget_subflow(self, subflow: Subflow) -> None:
         self._reports.pop(subflow, None)
+        self._retires.discard(subflow)
         self.own.pop(subflow, None)
 
     def forget(self, stream: Stream) -> None:
@@ -162,7 +172,12 @@ class Outbox:
 
     def take_own(self, subflow: Subflow) -> bytes:
         """The frames that must travel on `subflow`."""
-        return b"".join(self.own.pop(subflow, ()))
+        frames = self.own.pop(subflow, None)
+        if frames is None:
+            return b""
+        if subflow in self._retires:
+            frames.append(encode(Retire(subflow.bytes_received)))
+        return b"".join(frames)
 
     def take(self) -> bytes:
         """Everything that any subflow may carry, as bytes for one."""
@@ -186,5 +201,6 @@ class Outbox:
         self._acks.clear()
         self._resets.clear()
         self.own.clear()
+        self._retires.clear()
         self.urgent = False
         self.acks_at = None

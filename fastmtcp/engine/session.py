@@ -13,10 +13,7 @@ The caller (fastmtcp.driver) drives it with a few verbs and asks it what to send
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-import msgspec
-
+from fastmtcp.engine.events import Events
 from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.limits import MAX_REASON, Limits
 from fastmtcp.engine.outbound import Outbound
@@ -37,25 +34,7 @@ from fastmtcp.engine.subflows.subflow import Past, Subflow
 from fastmtcp.engine.timers import Timers
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
-from fastmtcp.engine.wire.frames import Busy, Goaway, Gone, Stalled
-
-
-class Events(msgspec.Struct):
-    """What has happened in a session since its caller last asked."""
-
-    updated: Collection[Stream]
-    """Streams on which the application may have something to do, each once."""
-    opened: list[Stream]
-    """Streams that the peer has opened."""
-    returned: list[Stream]
-    """Streams of this side that the peer has not taken and will not take in this session, as it
-    is draining: another session may adopt them."""
-    draining: bool
-    """The peer takes no new streams from now on."""
-    gone: list[Subflow]
-    """Subflows that the peer has lost or given up: close and detach them."""
-    end: tuple[SessionCode, str] | None
-    """Why the session has ended: close it."""
+from fastmtcp.engine.wire.frames import Busy, Goaway, Gone, Got, Stalled
 
 
 class Session:
@@ -98,6 +77,7 @@ class Session:
         self._draining = False
         self._start_at = now
         self._gone: list[Subflow] = []
+        self._parted: list[Subflow] = []
         self._end: tuple[SessionCode, str] | None = None
         self._resets = Resets(self.table, self._outbox, limits)
         self._timers = Timers(self.table, self.subflows, self._outbox, self._resets, limits, now)
@@ -154,16 +134,22 @@ class Session:
         """What has happened since the last call, None if nothing has."""
         table = self.table
         news = table.updated or table.opened or self._returned or self._draining
-        if not (news or self._gone or self._end):
+        if not (news or self._gone or self._parted or self._end):
             return None
         events = Events(
-            table.updated, table.opened, self._returned, self._draining, self._gone, self._end
+            table.updated,
+            table.opened,
+            self._returned,
+            self._draining,
+            self._gone,
+            self._parted,
+            self._end,
         )
         table.updated = {}
         table.opened = []
         self._returned = []
         self._draining = False
-        self._gone = []
+        self._gone, self._parted = [], []
         self._end = None
         return events
 
@@ -200,6 +186,7 @@ class Session:
             return
         self._inbound.detach(subflow)
         self._outbox.forget_subflow(subflow)
+        is_whole = subflow.is_whole
         subflow.ready = False
         subflow.end()
         self._now = now
@@ -208,9 +195,12 @@ class Session:
         if self.ended is not None:
             self.past.add(subflow)
             return
-        self._outbound.reinject(subflow)
+        if not is_whole:
+            self._outbound.reinject(subflow)
         subflow.inflight.clear()
         self.past.add(subflow)
+        if is_whole:
+            return
         if by_fin and not self.opener:
             self._timers.repeat_later(subflow, now)
         elif self.subflows:
@@ -219,9 +209,16 @@ class Session:
         self._timers.repeat_wanted = True
 
     def retire(self, subflow: Subflow) -> None:
-        """Give `subflow` nothing new. Close and detach it when it carries nothing any more."""
-        subflow.retire()
+        """Give `subflow` nothing new, and have the peer do so too: Events.parted says when it may
+        be closed without anything being sent twice. The client's choice."""
+        if not subflow.retiring:
+            self._outbox.retire(subflow)
+            subflow.retire()
         self._lanes.refresh(self.subflows.values())
+
+    def last_report(self, subflow: Subflow) -> bytes:
+        """The last frame for a subflow that has parted: the peer has nothing to send again."""
+        return encode(Got(subflow.subflow_id, subflow.bytes_received))
 
     # --- streams ------------------------------------------------------------------------
 
@@ -400,6 +397,13 @@ class Session:
     def on_gone(self, subflow: Subflow) -> None:
         """The peer has lost `subflow`, or given it up."""
         self._gone.append(subflow)
+
+    def on_retired(self, subflow: Subflow) -> None:
+        """The peer sends nothing more on `subflow`, and all that it has sent is here."""
+        if self.opener:
+            self._parted.append(subflow)
+        else:
+            self.retire(subflow)
 
     # --- timers and the end ---------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from fastmtcp.engine.wire.frames import (
     Pong,
     Reset,
     ResetAck,
+    Retire,
     Stalled,
 )
 from fastmtcp.errors import ConfigError, PeerError
@@ -317,7 +318,7 @@ class _Plan:
         return value * 16 if self.byte() & 1 and 0 <= value < 256 else value
 
     def frame(self) -> Frame:
-        stream, kind = self.byte(), self.byte() % 14
+        stream, kind = self.byte(), self.byte() % 16
         number = stream if stream < 250 else _NUMBERS[stream % len(_NUMBERS)]
         frames: list[Callable[[], Frame]] = [
             lambda: Open(number, self.offset(), bool(self.byte() & 1), "a:1"),
@@ -335,6 +336,7 @@ class _Plan:
             Busy,
             lambda: Got(number, self.offset()),
             lambda: Stalled(number),
+            lambda: Retire(self.offset()),
         ]
         return frames[kind]()
 

@@ -22,9 +22,12 @@ from fastmtcp.config.path import PathSpec
 from fastmtcp.config.server import ServerConfig
 from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.outbound import Outbound
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.subflows.role import Role
-from fastmtcp.engine.subflows.subflow import State
+from fastmtcp.engine.subflows.subflow import State, Subflow
+from fastmtcp.engine.wire.codec import encode
+from fastmtcp.engine.wire.frames import Retire
 from fastmtcp.errors import PeerError
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import bind
@@ -331,7 +334,7 @@ def test_a_path_grows_and_shrinks(world: World) -> None:
     client.pool.set_target(path, 1)
     assert (client.pool.up, client.pool.wanted) == (1, 1)
     world.until(lambda: roles(server) == {Role.BOTH: 1}, "the server has lost them too")
-    assert len(client.session.session.subflows) == 1
+    world.until(lambda: len(client.session.session.subflows) == 1)
     client.pool.set_target(path, 0)
     assert path.target == 1
     client.pool.set_target(path, 1000)
@@ -341,11 +344,19 @@ def test_a_path_grows_and_shrinks(world: World) -> None:
 
 
 @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
-def test_shrinking_under_load_loses_nothing(world: World, up: bool) -> None:
-    _, (port,) = world.server()
+def test_shrinking_under_load_loses_nothing_and_sends_nothing_twice(
+    world: World, up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_under_load(world, up, monkeypatch)
+
+
+def shrink_under_load(world: World, up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, (port,) = world.server()
     client = world.client(port, connections=8)
     client.until_up(8)
     near, far = client.stream()
+    again: list[Subflow] = []
+    monkeypatch.setattr(Outbound, "reinject", lambda _self, subflow: again.append(subflow))
     one, other = (near, far) if up else (far, near)
     content = data(30_000_000)
 
@@ -363,15 +374,18 @@ def test_shrinking_under_load_loses_nothing(world: World, up: bool) -> None:
     assert len(shrunk) == 6
     client.pool.set_target(path, 2)
     assert all(subflow.state in (State.RETIRING, State.GONE) for subflow in shrunk)
-    sent = [subflow.bytes_sent for subflow in shrunk]
+    frame = len(encode(Retire(max(subflow.bytes_received for subflow in shrunk) << 8)))
+    sent = [subflow.bytes_sent + frame for subflow in shrunk]
     world.until(lambda: sending.done and receiving.done)
     sending.result()
     assert receiving.result() == content
-    # Each was drained, and closed only then.
+    # Each was drained at both sides, and closed only then.
     world.until(lambda: len(engine.subflows) == 3)
-    assert not any(s.inflight.has_unacked() for s in shrunk)
-    # Nor were they given anything more.
-    assert [s.bytes_sent for s in shrunk] == sent
+    (session,) = server._sessions.values()
+    world.until(lambda: len(session.driver.session.subflows) == 3, "the server has seen it")
+    assert again == []
+    # Nor were they given anything more but their last frame.
+    assert all(s.bytes_sent <= most for s, most in zip(shrunk, sent, strict=True))
 
 
 def test_paths_come_and_go(world: World, caplog: Logs) -> None:

@@ -38,7 +38,7 @@ from tests.io import certificates
 from tests.io.certificates import Files
 from tests.io.net import WAIT, Background, data, read_exactly, run_until, tcp_pair, turn
 from tests.io.sides import GRANT, KEY, NEW, OTHER_KEY, ClientSide, ServerSide, both
-from tests.io.test_pool import World
+from tests.io.test_pool import World, shrink_under_load
 
 SCRATCH = BufferPool().scratch
 TLS_PREAMBLE = NEW.encode()[:9] + b"\1" + NEW.encode()[10:]
@@ -639,6 +639,13 @@ class TestSessions:
         received = Background(read_exactly, far, 10)
         world.until(lambda: received.done)
         assert received.result() == b"still here"
+
+
+    @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
+    def test_retiring_sends_nothing_twice(
+        self, world: World, up: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shrink_under_load(world, up, monkeypatch)
 
 
 def exchange(sock: socket.socket, content: bytes, digest: str) -> None:

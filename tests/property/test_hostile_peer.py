@@ -24,6 +24,7 @@ from fastmtcp.engine.wire.frames import (
     Pong,
     Reset,
     ResetAck,
+    Retire,
 )
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,7 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
     st.tuples(st.builds(Closed, STREAMS), st.just(b"")),
     st.tuples(st.builds(Busy), st.just(b"")),
     st.tuples(st.builds(Gone, st.integers(0, 12)), st.just(b"")),
+    st.tuples(st.builds(Retire, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Blocked, STREAMS, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Ping, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Pong, OFFSETS), st.just(b"")),

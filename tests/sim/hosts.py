@@ -239,6 +239,7 @@ class Host:
         self.apps: dict[int, App] = {}
         self.accept: Callable[[Stream], None] = self._refuse
         self.on_drop: Callable[[End], None] = _ignore
+        self.on_part: Callable[[End], None] = _ignore
         self.wire = hashlib.sha256()
         """Of all that this side sent, in order."""
         self.most_held = 0
@@ -253,15 +254,26 @@ class Host:
         self.session.on_sample(subflow, end.sample(), self.clock.now)
         return end
 
-    def drop(self, end: End) -> None:
+    def drop(self, end: End, *, by_fin: bool = False) -> None:
         """This side has seen that the connection is dead."""
         if end.closed:
             return
-        end.closed = True
-        del self.ends[end.subflow.subflow_id]
-        self.session.detach(end.subflow, self.clock.now)
+        self._close(end, by_fin=by_fin)
         self.on_drop(end)
         self.settle()
+
+    def _part(self, end: End) -> None:
+        """Close a retired connection, after a last frame."""
+        report = self.session.last_report(end.subflow)
+        while report:
+            report = report[end.out.write(report) :]
+        self._close(end)
+        self.on_part(end)
+
+    def _close(self, end: End, *, by_fin: bool = False) -> None:
+        end.closed = True
+        del self.ends[end.subflow.subflow_id]
+        self.session.detach(end.subflow, self.clock.now, by_fin=by_fin)
 
     def settle(self) -> None:
         """Let everything move that can. Not re-entrant by nature: nothing in it calls back."""
@@ -332,6 +344,8 @@ class Host:
         for stream in events.opened:
             self.accept(stream)
         self._gone += events.gone
+        for subflow in events.parted:
+            self._part(self.ends[subflow.subflow_id])
         return True
 
     def _arm(self) -> None:

@@ -99,6 +99,11 @@ class Pipe:
         """True if what is written now arrives."""
         return not self._paused and not self._cut
 
+    @property
+    def is_empty(self) -> bool:
+        """True if all that was written has arrived, or is lost."""
+        return not self._queue and not self._flying
+
     def pause(self) -> None:
         """A black hole: nothing more leaves until resume()."""
         self._paused = True

@@ -58,6 +58,7 @@ class World:
         self.server = Host(self.clock, self.rng, opener=False, limits=server_limits or limits)
         self.server.accept = self._accept
         self.client.on_drop = self._on_drop
+        self.client.on_part = self._on_part
         self.links: list[Link] = []
         self.deaths = 0
         self._answers: dict[str, tuple[Script, float]] = {}
@@ -117,6 +118,18 @@ class World:
         self.kill(link, client_sees=None, server_sees=None)
         if self.redial is not None:
             self.clock.after(self.redial, partial(self.connect, link.slot))
+
+    def _on_part(self, end: End) -> None:
+        """The client has closed one that it had retired: its FIN follows the last bytes."""
+        link = next(link for link in self.links if link.client is end)
+        link.dead = True
+        self._finish(link)
+
+    def _finish(self, link: Link) -> None:
+        if link.up.is_empty:
+            self.server.drop(link.server, by_fin=True)
+        else:
+            self.clock.after(0.01, partial(self._finish, link))
 
     # --- applications -----------------------------------------------------------------------
 

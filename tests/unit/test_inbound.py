@@ -6,8 +6,8 @@ import pytest
 from fastmtcp.engine.limits import MAX_REASON, MIB, OPEN_WORK, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_ID
-from fastmtcp.engine.subflows.subflow import Cause
-from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
+from fastmtcp.engine.subflows.subflow import Cause, Subflow
+from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
     Ack,
     Busy,
@@ -15,10 +15,13 @@ from fastmtcp.engine.wire.frames import (
     Data,
     Goaway,
     Gone,
+    Got,
     Open,
     Ping,
+    Pong,
     Reset,
     ResetAck,
+    Retire,
     Stalled,
 )
 
@@ -30,6 +33,7 @@ from tests.unit.wire import (
     feed,
     frames_of,
     pack,
+    parse,
     ready_bytes,
     updated,
 )
@@ -191,6 +195,105 @@ def test_gone_is_told_once_and_makes_nobody_else_suspect() -> None:
     feed(pair.client, pack(Gone(0)) + pack(Gone(77)), pair.now, subflow=1)
     assert pair.client.take_events() is None
     assert all(pair.client.subflows[number].works for number in (1, 2))
+
+
+class TestRetire:
+    """RETIRE: the last frame of each side on a subflow, and what is known by it."""
+
+    def pair(self) -> tuple[Pair, Subflow, Subflow]:
+        pair = Pair(subflows=2)
+        pair.open(b"abc")
+        events(pair.client)
+        return pair, pair.client.subflows[0], pair.server.subflows[0]
+
+    def part(self, pair: Pair, subflow: Subflow) -> bytes:
+        """The two sides agree; returns the client's last frame."""
+        pair.client.retire(subflow)
+        pair.exchange()
+        assert events(pair.client).parted == [subflow]
+        last = pair.client.last_report(subflow)
+        assert parse(last) == [(Got(0, subflow.bytes_received), b"")]
+        return last
+
+    def test_it_is_the_last_frame_of_each_side_and_both_have_had_all(self) -> None:
+        pair, mine, theirs = self.pair()
+        mine_read, theirs_read = mine.bytes_received, theirs.bytes_received
+        pair.client._outbox.send_on(mine, Ping(1))
+        pair.client.retire(mine)
+        pair.client.retire(mine)
+        pair.client._outbox.send_on(mine, Ping(2))
+        pair.client._outbox.send(Busy())
+        first, *others = collect(pair.client, pair.now)
+        assert (first[0], parse(first[1])) == (
+            mine,
+            [(Ping(1), b""), (Retire(mine_read), b"")],
+        )
+        assert all(subflow is not mine for subflow, _ in others)
+        feed(pair.server, first[1], pair.now)
+        answer, *others = collect(pair.server, pair.now)
+        assert (answer[0], parse(answer[1])) == (
+            theirs,
+            [(Pong(1), b""), (Retire(theirs_read + len(first[1])), b"")],
+        )
+        assert all(subflow is not theirs for subflow, _ in others)
+        feed(pair.client, answer[1], pair.now)
+        assert events(pair.client).parted == [mine]
+        assert mine.is_whole
+        assert not theirs.is_whole
+        assert pair.server.take_events() is None
+        feed(pair.server, pair.client.last_report(mine), pair.now)
+        assert theirs.is_whole
+
+    def test_nothing_is_sent_again_and_nothing_is_said(self) -> None:
+        pair, mine, theirs = self.pair()
+        stream = next(iter(pair.client.streams.values()))
+        other = next(iter(pair.server.streams.values()))
+        for session, subflow, one in ((pair.client, mine, stream), (pair.server, theirs, other)):
+            one.write(b"carried by it")
+            session.pull(subflow, pair.now)
+            assert subflow.inflight.has_unacked()
+        # All of it has been read, and the ACKs are on their way.
+        feed(pair.server, self.part(pair, mine), pair.now)
+        for session, subflow, one in ((pair.client, mine, stream), (pair.server, theirs, other)):
+            subflow.inflight.add(one, 0, 10_000)
+            subflow.delivery.got = subflow.bytes_sent
+            session.detach(subflow, pair.now, by_fin=session is pair.server)
+            assert subflow.reinjected == 0
+            assert not one.send.lost
+            assert not session._timers.repeat_wanted
+            assert frames_of(collect(session, pair.now)) == []
+
+    def test_one_that_ends_before_all_was_read_has_died(self) -> None:
+        pair, mine, theirs = self.pair()
+        self.part(pair, mine)
+        # The client's last report was lost: a proxy has closed the connection, perhaps.
+        stream = next(iter(pair.server.streams.values()))
+        stream.write(b"not known to have arrived")
+        theirs.inflight.add(stream, stream.send.acked, stream.send.buffer.end)
+        stream.send.next = stream.send.buffer.end
+        pair.server.detach(theirs, pair.now, by_fin=True)
+        assert theirs.reinjected == len(b"not known to have arrived")
+        assert pair.server._timers.repeat_wanted
+
+    def test_a_server_does_not_begin_it(self) -> None:
+        pair, _, _ = self.pair()
+        with pytest.raises(RemoteError, match="not asked") as caught:
+            feed(pair.client, pack(Retire(0)), pair.now)
+        assert caught.value.code is SessionCode.PROTOCOL
+
+    def test_more_than_was_sent_is_an_error(self) -> None:
+        pair, _, theirs = self.pair()
+        with pytest.raises(RemoteError, match="beyond what was sent"):
+            feed(pair.server, pack(Retire(theirs.bytes_sent + 1)), pair.now)
+
+    def test_a_second_one_is_nothing(self) -> None:
+        pair, _, theirs = self.pair()
+        feed(pair.server, pack(Retire(0)) * 2, pair.now)
+        sent = [frame for frame, _ in frames_of(collect(pair.server, pair.now))]
+        assert [type(frame) for frame in sent].count(Retire) == 1
+        feed(pair.server, pack(Retire(0)), pair.now)
+        assert collect(pair.server, pair.now) == []
+        assert theirs.retiring
 
 
 def test_what_comes_in_is_a_sign_of_life_at_that_time() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+from fastmtcp.engine.events import Events
 from fastmtcp.engine.limits import Limits
-from fastmtcp.engine.session import Events, Session
+from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
@@ -67,7 +68,7 @@ def is_between_frames(reader: FrameReader) -> bool:
 
 def events(session: Session) -> Events:
     """What has happened in a session since this was last asked."""
-    return session.take_events() or Events([], [], [], False, [], None)
+    return session.take_events() or Events([], [], [], False, [], [], None)
 
 
 def opened(session: Session) -> list[Stream]:

@@ -107,15 +107,13 @@ class Pool:
 
     def set_paths(self, specs: Sequence[PathSpec]) -> None:
         """Use these paths and no others: new ones are dialled, the subflows of those that are
-        not among them any more are lost."""
+        not among them any more retire."""
         if self._stopped:
             return
         for path in [path for path in self.paths if path.spec not in specs]:
             log.info("path %s: gone", path.spec.label)
             self.paths.remove(path)
-            path.stop()
-            for subflow in path.live():
-                self._driver.lost(subflow, "its path is gone")
+            self._retire(path.slots)
         known = {path.spec: path for path in self.paths}
         ranges = fit(
             [spec.connections or self._config.connections for spec in specs],
@@ -159,8 +157,7 @@ class Pool:
         count = max(1, min(count, MAX_CONNECTIONS, path.target + self._room()))
         if self._stopped or count == path.target:
             return
-        released = [slot.release() for slot in path.resize(count)]
-        self._retiring.add([subflow for subflow in released if subflow is not None])
+        self._retire(path.resize(count))
         if self.membership is not None:
             path.wake()
         self._on_change()
@@ -259,6 +256,10 @@ class Pool:
     def _slots(self) -> list[Slot]:
         slots = [slot for path in self.paths for slot in path.slots]
         return slots if self.express is None else [*slots, self.express.slot]
+
+    def _retire(self, slots: Sequence[Slot]) -> None:
+        released = [slot.release() for slot in slots]
+        self._retiring.add([subflow for subflow in released if subflow is not None])
 
     def _room(self) -> int:
         return self._config.most_subflows - self.wanted

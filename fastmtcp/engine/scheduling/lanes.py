@@ -46,7 +46,7 @@ class Lanes:
         everyone = list(subflows)
         for subflow in everyone:
             subflow.lane = CONTROL
-        staying = [subflow for subflow in everyone if subflow.state in _STAYING] or everyone
+        staying = [subflow for subflow in everyone if subflow.state in _STAYING]
         self._any = [subflow for subflow in staying if not subflow.suspect] or staying
         senders = [subflow for subflow in self._any if subflow.sends]
         senders = senders or [subflow for subflow in staying if subflow.sends]

@@ -5,7 +5,7 @@ It is in one of five states (State):
     ACTIVE      carries whatever its lane lets it carry
     SUSPECT     silent though something is on its way: what it carries has gone out on others as
                 well, and it gets nothing new while there is a better one
-    RETIRING    gets nothing new; closed when what it carries is acknowledged
+    RETIRING    gets nothing new; closed when each side has read all of it
     STUCK       retiring, and silent besides
     GONE        closed, or lost at either side; final
 
@@ -149,6 +149,13 @@ class Subflow:
     @property
     def retiring(self) -> bool:
         return self.state is State.RETIRING or self.state is State.STUCK
+
+    @property
+    def is_whole(self) -> bool:
+        """True if it may end without anything being sent again: it retires, and the peer has read
+        all that it ever carried. Whatever else closes a connection, a proxy for one, does not tell
+        whether what was on its way has arrived."""
+        return self.retiring and self.delivery.got >= self.bytes_sent
 
     def become_suspect(self, cause: Cause, now: float) -> None:
         if self.state not in _WHEN_SUSPECT:

@@ -114,6 +114,13 @@ class Stalled(msgspec.Struct, array_like=True, tag=14, gc=False):
     subflow: int
 
 
+class Retire(msgspec.Struct, array_like=True, tag=15, gc=False):
+    """This side sends nothing more on the subflow that this travels on."""
+
+    received: int
+    """How much of the subflow the sender has read: bytes since it joined the session."""
+
+
 Frame = (
     Open
     | Data
@@ -129,4 +136,5 @@ Frame = (
     | Gone
     | Got
     | Stalled
+    | Retire
 )
