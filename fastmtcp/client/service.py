@@ -72,7 +72,7 @@ class ClientService:
         self._limits = limits or config.session_limits()
         self._memory = Memory(self._limits.worker_memory)
         self._on_pool = on_pool
-        self._pool = BufferPool()
+        self._pool = BufferPool(soft_limit=self._limits.slab_memory)
         self._resolver = Resolver(loop)
         found = local_addresses()
         self._local: tuple[LocalAddress, ...] = found or ()

@@ -187,9 +187,10 @@ class Inbound:
             stream.idle_probes = 0
             self._table.mark_updated(stream)
         send = stream.send
-        before = send.buffer.base
+        buffer = send.buffer
+        before, weight = buffer.base, buffer.weight
         if send.on_ack(frame.received, frame.limit):
-            self._table.on_acked(send.buffer.base - before)
+            self._table.on_acked(buffer.base - before, weight - buffer.weight)
             stream.idle_probes = 0
             self._scheduler.add(stream, self._now)
             self._table.mark_updated(stream)
@@ -230,9 +231,9 @@ class Inbound:
             return
         send = stream.send
         if send.finished and send.next > send.buffer.end and stream.receive.fin_at is not None:
-            held = send.held
+            held, weight = send.held, send.weight
             send.on_closed()
-            self._table.on_acked(held)
+            self._table.on_acked(held, weight)
             if stream.finished:
                 self._table.forget(stream)
         else:

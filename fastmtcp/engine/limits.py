@@ -112,6 +112,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reset; 0 is never. A target that pays no attention to the end of its applications would keep
     the places of all of them."""
 
+    @property
+    def slab_memory(self) -> int:
+        """Bytes of slabs that may be in use at once (fastmtcp.io.buffers): what keeps one of them
+        may be an eighth of it, and is counted as that."""
+        return min(MAX_SLABS, self.worker_memory >> 2)
+
+
+MAX_SLABS = 48 * MIB
+"""Bytes of slabs that a worker uses at once, or a quarter of its memory if that is less."""
 
 SMALL_STREAM = 128 * KIB
 """A stream that has sent less than this since it was last idle goes before bulk streams."""

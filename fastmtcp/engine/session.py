@@ -104,7 +104,7 @@ class Session:
     @property
     def held(self) -> int:
         """Bytes kept for a possible reinjection."""
-        return self.table.memory.held
+        return self.table.held
 
     @property
     def draining(self) -> bool:
@@ -133,11 +133,12 @@ class Session:
     def take_events(self) -> Events | None:
         """What has happened since the last call, None if nothing has."""
         table = self.table
-        news = table.updated or table.opened or self._returned or self._draining
+        updated = table.take_updated()
+        news = updated or table.opened or self._returned or self._draining
         if not (news or self._gone or self._parted or self._end):
             return None
         events = Events(
-            table.updated,
+            updated,
             table.opened,
             self._returned,
             self._draining,
@@ -145,7 +146,6 @@ class Session:
             self._parted,
             self._end,
         )
-        table.updated = {}
         table.opened = []
         self._returned = []
         self._draining = False

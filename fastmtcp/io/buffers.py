@@ -45,7 +45,8 @@ class BufferPool:
 
     `slab_size` and `min_read` are bytes: a read is offered at least `min_read`. Beyond
     `soft_limit` bytes in use, reads get exact copies instead of views: a small view pins a whole
-    slab, and many slow readers could pin many.
+    slab, and many slow readers could pin many. What stays of a copy is the engine's to count
+    (fastmtcp.engine.streams.reassembly: is_small).
     """
 
     __slots__ = (

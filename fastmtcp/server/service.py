@@ -72,7 +72,7 @@ class ServerService:
         self._config = config
         self._index = index
         self._limits = limits or config.session_limits()
-        self._pool = BufferPool()
+        self._pool = BufferPool(soft_limit=self._limits.slab_memory)
         self._resolver = Resolver(loop)
         # Names that clients choose, which may hang, hold up no look-up of our own target.
         self._chosen = Resolver(loop)

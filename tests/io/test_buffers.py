@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sized
+from typing import cast
 
 import pytest
+from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.session import Session
+from fastmtcp.engine.wire.frames import Data, Ping
 from fastmtcp.io.buffers import KIB, BufferPool
+
+from tests.unit.wire import START, pack
 
 SLAB = 64 * KIB
 MIN_READ = 16 * KIB
@@ -213,3 +220,47 @@ def test_sizes_unless_told_otherwise() -> None:
     assert len(pool.reserve()) == 128 * KIB
     del kept
     assert pool._limit == 48 * 1024 // 512
+
+
+STALLED = 40
+ROUNDS = 10
+PIECE = 4 * KIB
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["in order", "behind a gap"])
+@pytest.mark.parametrize("soft_limit", [16 * SLAB, SLAB], ids=["of a slab", "of a copied read"])
+def test_little_that_stays_of_a_read_does_not_keep_all_of_it(soft_limit: int, first: int) -> None:
+    """A peer within its limits: most of each read goes straight on, a few KiB of it are for
+    applications that do not read. 1.6 MB that were accounted for took 26 MB."""
+    pool = BufferPool(SLAB, MIN_READ, soft_limit)
+    session = Session(opener=False, limits=Limits(), now=START)
+    subflow = session.attach(0, START)
+    kept = [0] * STALLED
+    reads = 0
+    for _ in range(ROUNDS):
+        for number in range(STALLED):
+            frame = pack(Data(1 + number, first + kept[number], False), bytes(PIECE))
+            kept[number] += PIECE
+            rest = pack(Ping(0)) * ((SLAB - len(frame)) // len(pack(Ping(0))))
+            taken = memoryview(frame + rest)
+            while taken:
+                space = pool.reserve()
+                count = min(len(space), len(taken))
+                space[:count] = taken[:count]
+                del space
+                session.receive(subflow, pool.commit(count), START)
+                taken = taken[count:]
+                reads += 1
+                while session.take_events():
+                    pass
+    assert session.holding.bytes == STALLED * ROUNDS * PIECE
+    assert reads >= STALLED * ROUNDS
+    assert pool.slabs <= 3
+    bases = {
+        id(piece.obj): len(cast("Sized", piece.obj))
+        for stream in session.streams.values()
+        for pieces in (stream.receive.data.ready, *(r.pieces for r in stream.receive.data._runs))
+        for piece in pieces
+        if isinstance(piece, memoryview)
+    }
+    assert sum(bases.values()) <= session.holding.bytes

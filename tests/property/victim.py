@@ -80,22 +80,26 @@ class Victim:
         session = self.session
         assert len(session.streams) <= LIMITS.max_streams
         assert len(session.table.updated) <= 3 * LIMITS.max_streams + 1
-        held = grown = gaps = 0
+        held = weight = grown = gaps = 0
         for stream in session.streams.values():
             receive = stream.receive
             held += stream.send.held
+            weight += stream.send.weight
             grown += receive.window.size - LIMITS.floor_window
             gaps += receive.data.gaps
             assert receive.data.highest - receive.window.taken <= receive.window.size
             assert receive.data.ready_bytes == sum(map(len, receive.data.ready))
         parting = session.table.parting
         assert len(parting) <= min(LIMITS.max_streams, session._outbox.unconfirmed)
-        held += sum(one.send.held for one in (*parting.values(), *session.table.waiting))
+        others = (*parting.values(), *session.table.waiting)
+        held += sum(one.send.held for one in others)
+        weight += sum(one.send.weight for one in others)
         assert session.held == held <= LIMITS.send_buffer
+        assert held <= session.table.memory.held == weight
         # A stream that is complete is forgotten, and its application still takes what came.
         self.seen.update(session.streams.values())
         kept = sum(stream.receive.data.held for stream in self.seen)
-        assert session.holding.bytes == held + kept
+        assert session.holding.bytes == weight + kept
         assert session.holding.client.streams == len(session.streams) + len(parting)
         assert session.table.windows.free >= 0
         assert session.table.windows.free + grown == LIMITS.window_pool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 
 import pytest
@@ -132,6 +133,79 @@ def test_small_pieces_do_not_pin_their_buffer_and_large_ones_are_not_copied() ->
     piece = queue[1]
     assert isinstance(piece, memoryview)
     assert piece.obj is buffer
+
+
+SLAB = 1 << 17
+PART = SLAB // 8
+
+
+def slab(size: int = SLAB) -> memoryview:
+    return memoryview(mmap.mmap(-1, size))
+
+
+def is_copied(piece: Piece) -> bool:
+    return type(piece) is bytearray
+
+
+def test_what_goes_straight_on_is_not_copied_and_what_stays_is_if_it_is_small() -> None:
+    reassembly = Reassembly(GapPool(10))
+    for size in (BIG, PART - 1, PART, SLAB):
+        reassembly.insert(reassembly.next, slab()[:size])
+    assert [is_copied(piece) for piece in reassembly.ready] == [False] * 4
+    content = ready(reassembly)
+    reassembly.settle()
+    assert [is_copied(piece) for piece in reassembly.ready] == [True, True, False, False]
+    assert ready(reassembly) == content
+    # And what comes later.
+    reassembly.insert(reassembly.next, slab()[:BIG])
+    reassembly.insert(reassembly.next, slab()[:PART])
+    reassembly.take(BIG + PART - 1)
+    reassembly.settle()
+    assert [is_copied(piece) for piece in reassembly.ready] == [False, False, True, False]
+
+
+def test_what_was_taken_before_it_could_stay_is_not_looked_for() -> None:
+    reassembly = Reassembly(GapPool(10))
+    for _ in range(5):
+        reassembly.insert(reassembly.next, slab()[:BIG])
+    reassembly.take(5 * BIG)
+    reassembly.insert(reassembly.next, slab()[:BIG])
+    reassembly.settle()
+    assert [is_copied(piece) for piece in reassembly.ready] == [True]
+
+
+@pytest.mark.parametrize(("size", "copied"), [(BIG, True), (PART - 1, True), (PART, False)])
+def test_what_is_behind_a_gap_is_copied_if_it_is_small(size: int, copied: bool) -> None:
+    reassembly = Reassembly(GapPool(10))
+    reassembly.insert(1, slab()[:size])
+    reassembly.insert(1 + size, slab()[:size])
+    reassembly.insert(0, slab()[:1])
+    assert [is_copied(piece) for piece in reassembly.ready] == [True, copied, copied]
+    assert reassembly.ready_bytes == 1 + 2 * size
+
+
+def test_of_a_read_that_was_copied_for_itself_a_view_is_kept_only_of_almost_all() -> None:
+    """It is in no slab, of which there are only so many: what it holds must be what it counts."""
+    reassembly = Reassembly(GapPool(10))
+    for size in (BIG, 7 * PART - 1, 7 * PART):
+        reassembly.insert(reassembly.next, memoryview(bytes(SLAB))[:size])
+    reassembly.settle()
+    assert [is_copied(piece) for piece in reassembly.ready] == [True, True, False]
+
+
+def test_the_rest_of_a_piece_does_not_keep_all_of_it() -> None:
+    for piece, most in ((slab(), PART), (slab()[:BIG], BIG), (memoryview(bytes(100)), 50)):
+        reassembly = Reassembly(GapPool(10))
+        reassembly.insert(0, piece)
+        reassembly.take(len(piece) - most)
+        reassembly.take(1)
+        (rest,) = reassembly.ready
+        assert is_copied(rest)
+        assert len(rest) == most - 1
+    reassembly = Reassembly(GapPool(10))
+    reassembly.insert(0, slab())
+    reassembly.take(SLAB - PART)
+    assert not is_copied(reassembly.ready[0])
 
 
 def test_a_piece_that_is_just_being_sent_does_not_grow() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
-from fastmtcp.engine.streams.send_buffer import Buffer, SendBuffer
+from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.streams.send_buffer import BUFFER_COST, Buffer, SendBuffer
 from fastmtcp.engine.streams.send_side import SendSide
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, SessionCode
 
 MORE = 1_000_000
+LARGE = 4 * KIB
+"""Of a view that is never joined with others."""
 
 
 def sender(data: bytes = b"", limit: int = 100, *, opener: bool = False) -> SendSide:
@@ -25,33 +30,115 @@ def content(side: SendSide, start: int, stop: int) -> bytes:
 
 def test_buffer_slices_reference_what_was_appended() -> None:
     buffer = SendBuffer()
-    first, second = memoryview(b"abc"), memoryview(b"defg")
+    first, second = memoryview(b"abc" * LARGE), memoryview(b"defg" * LARGE)
     for view in (first, memoryview(b""), second):
         buffer.append(view)
     out: list[Buffer] = []
-    buffer.slice(0, 3, out)
+    buffer.slice(0, 3 * LARGE, out)
     assert out[0] is first
     out.clear()
-    buffer.slice(2, 5, out)
+    buffer.slice(3 * LARGE - 1, 3 * LARGE + 2, out)
     assert [bytes(view) for view in out if len(view)] == [b"c", b"de"]
     out.clear()
-    buffer.slice(7, 7, out)
+    buffer.slice(7 * LARGE, 7 * LARGE, out)
     assert out == []
 
 
 def test_buffer_lets_go_of_a_view_as_soon_as_it_is_covered() -> None:
     buffer = SendBuffer()
-    data = bytearray(b"abc")
+    data = bytearray(LARGE)
     buffer.append(memoryview(data))
-    buffer.append(b"def")
-    buffer.release(2)
+    buffer.append(b"def" * LARGE)
+    buffer.release(LARGE // 2)
     with pytest.raises(BufferError):
         data.clear()
-    buffer.release(3)
+    buffer.release(LARGE)
     data.clear()
+    assert contents(buffer) == b"def" * LARGE
+
+
+def contents(buffer: SendBuffer) -> bytes:
     out: list[Buffer] = []
+    buffer.slice(buffer.base, buffer.end, out)
+    return b"".join(out)
+
+
+def test_what_little_is_left_of_a_view_does_not_keep_all_of_it() -> None:
+    buffer = SendBuffer()
+    data = bytearray(b"abc" * LARGE)
+    buffer.append(memoryview(data))
+    buffer.release(len(data) // 2)
+    with pytest.raises(BufferError):
+        data.clear()
+    assert buffer.weight == BUFFER_COST + len(data)
+    buffer.release(len(data) // 2 + 1)
+    left = bytes(data[len(data) // 2 + 1 :])
+    data.clear()
+    assert buffer.weight == BUFFER_COST + len(left)
+    assert contents(buffer) == left
+    buffer.release(buffer.end - 2)
+    assert contents(buffer) == b"bc"
+    buffer.release(buffer.end)
+    assert buffer.weight == 0
+
+
+def test_single_bytes_are_kept_together() -> None:
+    """An object for each would take 400 bytes for a byte."""
+    buffer = SendBuffer()
+    data = bytes(range(256)) * 1024
+    tracemalloc.start()
+    try:
+        for value in range(len(data)):
+            buffer.append(memoryview(data)[value : value + 1])
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * len(data)
+    assert buffer.weight == len(data) + len(data) // (64 * KIB) * BUFFER_COST
+    assert contents(buffer) == data
+
+
+def test_what_is_on_its_way_does_not_grow() -> None:
+    """A socket that has not taken all of a frame still holds views of it."""
+    buffer = SendBuffer()
+    for text in (b"a", b"b", b"c"):
+        buffer.append(text)
+    out: list[Buffer] = []
+    buffer.slice(0, 3, out)
+    for text in (b"d", b"e", b"f"):
+        buffer.append(text)
+    assert b"".join(out) == b"abc"
+    assert contents(buffer) == b"abcdef"
     buffer.slice(3, 6, out)
-    assert b"".join(out) == b"def"
+    out.clear()
+    buffer.append(b"g")
+    buffer.release(2)
+    buffer.append(b"h")
+    assert contents(buffer) == b"cdefgh"
+
+
+def test_large_views_are_not_joined() -> None:
+    buffer = SendBuffer()
+    first, second = memoryview(bytes(LARGE)), memoryview(bytes(LARGE))
+    for view in (first, b"x", second, b"y", b"z"):
+        buffer.append(view)
+    out: list[Buffer] = []
+    buffer.slice(0, buffer.end, out)
+    assert out[0] is first
+    assert out[2] is second
+    assert [bytes(view) for view in (out[1], *out[3:])] == [b"x", b"yz"]
+    assert buffer.weight == buffer.end + 4 * BUFFER_COST
+
+
+def test_a_buffer_that_was_emptied_begins_anew() -> None:
+    buffer = SendBuffer()
+    buffer.append(b"question")
+    buffer.release(8)
+    answer = memoryview(b"next")
+    buffer.append(answer)
+    out: list[Buffer] = []
+    buffer.slice(8, 12, out)
+    assert out[0] is answer  # one small piece by itself is not copied
 
 
 def test_buffer_of_many_views() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, OWN_SEND_ROOM, Limits
 from fastmtcp.engine.session import Session
+from fastmtcp.engine.streams.send_buffer import BUFFER_COST
 from fastmtcp.engine.streams.stream import NO_ID
 from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
@@ -242,7 +243,7 @@ def test_a_full_send_buffer_is_free_again_when_its_stream_is_reset(closed: bool)
     else:
         first.reset(ResetCode.IDLE)
     assert second in updated(pair.client)
-    assert second.room == 100_000 - OWN_SEND_ROOM
+    assert second.room == 100_000 - OWN_SEND_ROOM - BUFFER_COST
 
 
 def test_a_peer_that_does_not_read_cannot_make_us_queue_answers_without_end() -> None:

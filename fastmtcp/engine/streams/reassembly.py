@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
+from collections.abc import Sized
+from typing import cast
 
 from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.quota import Holding
@@ -17,9 +19,28 @@ Piece = memoryview | bytearray
 
 _SMALL = 4 * KIB
 _JOINED = 64 * KIB
+
+_PART = 8
+"""A piece that stays is a view if it is at least this part of the slab that it keeps from being
+used again, and all but this part of any other buffer."""
+
 _MERGED = 64
 """Runs that touch one another become one as long as it has no more pieces than this: a peer that
 sends the same range again and again must not make us walk over thousands of runs each time."""
+
+
+def is_small(piece: memoryview) -> bool:
+    """True if `piece` is to be copied if it stays, as it keeps alive what is much larger.
+
+    Of slabs there are only so many (fastmtcp.io.buffers: BufferPool). Whatever else it looks into
+    is kept for it alone, and must be no more than what it is counted as.
+    """
+    base = piece.obj
+    if type(base) is bytes:
+        return len(piece) * _PART < len(base) * (_PART - 1)
+    if type(base) is bytearray:
+        return len(piece) * 2 < len(base)
+    return len(piece) * _PART < len(cast("Sized", base))
 
 
 def push(queue: deque[Piece] | list[Piece], piece: Piece) -> None:
@@ -43,6 +64,14 @@ def push(queue: deque[Piece] | list[Piece], piece: Piece) -> None:
     queue.append(bytearray(piece))
 
 
+def keep(queue: deque[Piece] | list[Piece], piece: Piece) -> None:
+    """Queue a piece that stays, and must not hold on to more than it is counted as."""
+    if len(piece) >= _SMALL and type(piece) is memoryview and is_small(piece):
+        queue.append(bytearray(piece))
+    else:
+        push(queue, piece)
+
+
 class GapPool:
     """How many more gaps the streams of one session may have."""
 
@@ -53,9 +82,24 @@ class GapPool:
 
 
 class Reassembly:
-    """In-order bytes in `ready`, the rest in runs behind the gaps."""
+    """In-order bytes in `ready`, the rest in runs behind the gaps.
 
-    __slots__ = ("_holding", "_pool", "_runs", "_starts", "held", "next", "ready", "ready_bytes")
+    What comes in order is not copied, as most of it goes straight on. What has stayed nevertheless
+    is when the caller says so (settle()), and what is behind a gap at once: 4 KiB must not keep a
+    slab of 512 KiB from all others.
+    """
+
+    __slots__ = (
+        "_holding",
+        "_pool",
+        "_runs",
+        "_starts",
+        "fresh",
+        "held",
+        "next",
+        "ready",
+        "ready_bytes",
+    )
 
     def __init__(self, pool: GapPool, holding: Holding | None = None) -> None:
         self._pool = pool
@@ -66,6 +110,8 @@ class Reassembly:
         """All bytes below this offset have been received."""
         self.ready: deque[Piece] = deque()
         self.ready_bytes = 0
+        self.fresh = 0
+        """So many pieces, taken or not, came to the end of `ready` since settle()."""
         self._starts: list[int] = []
         self._runs: list[_Run] = []
 
@@ -97,6 +143,7 @@ class Reassembly:
             self._insert_behind_gap(offset, piece)
             return False
         push(self.ready, piece)
+        self.fresh += 1
         self._hold(size)
         self.ready_bytes += size
         self.next = offset + size
@@ -116,8 +163,19 @@ class Reassembly:
                 ready.popleft()
                 count -= size
             else:
-                ready[0] = memoryview(first)[count:]
+                # The application's socket is full, so this stays.
+                rest = memoryview(first)[count:]
+                ready[0] = bytearray(rest) if is_small(rest) else rest
                 return
+
+    def settle(self) -> None:
+        """The application has had its chance: what is left of `ready` stays."""
+        ready = self.ready
+        for index in range(-min(self.fresh, len(ready)), 0):
+            piece = ready[index]
+            if type(piece) is memoryview and is_small(piece):
+                ready[index] = bytearray(piece)
+        self.fresh = 0
 
     def clear(self) -> None:
         self._hold(-self.held)
@@ -141,6 +199,7 @@ class Reassembly:
                     skip -= size
                     continue
                 self.ready.append(memoryview(held)[skip:] if skip else held)
+                self.fresh += 1
                 self.ready_bytes += size - skip
                 self.next += size - skip
                 skip = 0
@@ -204,7 +263,7 @@ class _Run:
         self.pieces: list[Piece] = []
 
     def add(self, piece: memoryview) -> None:
-        push(self.pieces, piece)
+        keep(self.pieces, piece)
         self.end += len(piece)
 
     def has_room_for(self, other: _Run) -> bool:

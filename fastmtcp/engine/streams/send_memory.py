@@ -31,7 +31,7 @@ class SendMemory:
         self._freed = 0
         """Room for which no stream has been woken yet."""
         self.held = 0
-        """Bytes kept for a possible reinjection."""
+        """Bytes of memory that is kept for a possible reinjection."""
 
     def room(self, stream: Stream, want: int) -> int:
         """Up to `want` bytes that `stream` may add now. If it gets less, it is woken later."""

@@ -52,6 +52,11 @@ class SendSide:
         return self.buffer.end - self.buffer.base
 
     @property
+    def weight(self) -> int:
+        """Bytes of memory that they take."""
+        return self.buffer.weight
+
+    @property
     def unacked(self) -> bool:
         """True if something on its way has not been acknowledged."""
         return self.acked < self.next

@@ -41,7 +41,7 @@ class StreamOwner(Protocol):
         """How many bytes the stream may take from its application now."""
 
     def on_written(self, stream: Stream, count: int) -> None:
-        """`count` more bytes, an OPEN or a FIN wait to be sent."""
+        """More bytes, which take `count` bytes of memory, an OPEN or a FIN wait to be sent."""
 
     def on_taken(self, stream: Stream, count: int, now: float) -> None:
         """The application took `count` bytes: the peer may get new credit."""
@@ -163,8 +163,10 @@ class Stream:
             LocalError: after finish().
         """
         if self._may_send:
-            self.send.write(view)
-            self._owner.on_written(self, len(view))
+            send = self.send
+            before = send.buffer.weight
+            send.write(view)
+            self._owner.on_written(self, send.buffer.weight - before)
 
     def announce(self) -> None:
         """Open the stream at the peer now, even if there are no bytes to go with the OPEN."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Bucket, Holding
@@ -20,6 +20,7 @@ class StreamTable:
     """See the module. It sends nothing: its callers tell the peer."""
 
     __slots__ = (
+        "_handed",
         "_ids",
         "_limits",
         "_opens",
@@ -61,6 +62,7 @@ class StreamTable:
         self.gaps = GapPool(limits.max_gaps)
         self.updated: dict[Stream, None] = {}
         """Streams whose application may have something to do."""
+        self._handed: Collection[Stream] = ()
         self.opened: list[Stream] = []
         """Streams that the peer has opened."""
         self.waiting: OrderedDict[Stream, None] = OrderedDict()
@@ -105,14 +107,14 @@ class StreamTable:
             self.streams_opened -= 1
         self.updated.pop(stream, None)
         self.memory.forget(stream)
-        self.memory.let_go(stream.send.held)
+        self.memory.let_go(stream.send.weight)
         stream.receive.window.close()
         stream.stream_id = NO_ID
 
     def adopt(self, stream: Stream, limit: int, *, first: bool) -> None:
         """A stream that was withdrawn waits here, as the `first` or the last."""
         stream.begin_anew(self._owner, self._receive_side(), limit)
-        self.memory.add(stream.send.held)
+        self.memory.add(stream.send.weight)
         self.waiting[stream] = None
         self.waiting.move_to_end(stream, last=not first)
 
@@ -151,6 +153,20 @@ class StreamTable:
     def mark_updated(self, stream: Stream) -> None:
         self.updated[stream] = None
 
+    def take_updated(self) -> dict[Stream, None]:
+        """Those marked since the last call. What the applications have not taken of what came in
+        before that stays."""
+        for stream in self._handed:
+            data = stream.receive.data
+            if data.ready and data.fresh:
+                data.settle()
+        updated = self.updated
+        self._handed = ()
+        if updated:
+            self._handed = updated
+            self.updated = {}
+        return updated
+
     # --- the end of a stream --------------------------------------------------------------
 
     def reset(self, stream: Stream, code: ResetCode) -> None:
@@ -174,9 +190,9 @@ class StreamTable:
 
     def stop_sending(self, stream: Stream) -> None:
         """Nothing that was written is sent any more."""
-        held = stream.send.held
+        weight = stream.send.weight
         stream.send.drop()
-        self.memory.let_go(held)
+        self.memory.let_go(weight)
 
     def forget(self, stream: Stream) -> None:
         """The stream is finished or was reset: it gives back what it holds."""
@@ -203,10 +219,16 @@ class StreamTable:
 
     # --- counters -------------------------------------------------------------------------
 
-    def on_acked(self, count: int) -> None:
-        """The peer has acknowledged `count` bytes: they need not be held any longer."""
+    def on_acked(self, count: int, weight: int) -> None:
+        """The peer has acknowledged `count` bytes, which took `weight` bytes of memory."""
         self.acked += count
-        self.memory.let_go(count)
+        self.memory.let_go(weight)
+
+    @property
+    def held(self) -> int:
+        """Bytes of all streams that are kept for a possible reinjection."""
+        tables = (self.streams.values(), self.parting.values(), self.waiting)
+        return sum(stream.send.held for streams in tables for stream in streams)
 
     @property
     def payload_sent(self) -> int:
