@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 from perf.network import Network, server_endpoint
 from perf.processes import BenchmarkError
+
+_ESTABLISHED = "01"
 
 
 def subflow_ports(names: Network) -> list[int]:
@@ -16,6 +19,17 @@ def subflow_ports(names: Network) -> list[int]:
         [*Network.inside(names.client), *command], capture_output=True, text=True, check=True
     )
     return sorted(int(line.split()[2].rpartition(":")[2]) for line in done.stdout.splitlines())
+
+
+def standing(pid: int, port: int) -> int:
+    """Connections from or to `port` that stand where the process runs (proc_net(5))."""
+    count = 0
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            local, remote, state = line.split()[1:4]
+            ports = {int(address.rpartition(":")[2], 16) for address in (local, remote)}
+            count += state == _ESTABLISHED and port in ports
+    return count
 
 
 def reset(names: Network, port: int, *, at_server: bool) -> None:

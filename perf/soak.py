@@ -15,14 +15,17 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import click
+from fastmtcp.config.connections import Connections
 
 from perf import results
 from perf.command import start
 from perf.ends import ENTRY, TARGET, Forwarder, forwarder
 from perf.faults import KINDS, RESET, Course, Fault, plan, without_any_line
-from perf.network import Network, become_root, has_netem, wan_option
+from perf.network import Network, become_root, has_netem, server_endpoint, wan_option
 from perf.paths import UNEQUAL_4, paths
+from perf.pauses import Pause, PauseRecorder
 from perf.processes import BenchmarkError, Memory, Process, children_of, memory_of, running
+from perf.resets import standing
 from perf.setups import QUICK_START, SETUPS
 from perf.soak_end import FAILED, WRONG
 from perf.uplinks import Uplinks, uplinks
@@ -36,6 +39,8 @@ LONG = 20 * 60
 """Seconds from which a soak is not short."""
 SETTLE = 3.0
 SAMPLE_EVERY = 0.5
+REST = 60.0
+"""Seconds that the client may take to find out that it needs no more than its first subflows."""
 LAST_ONES = 300.0
 """Seconds that the transfers under way at the end may take."""
 _APPLICATION = (sys.executable, "-m", "perf.soak_end")
@@ -44,11 +49,13 @@ Transfer = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """Memory of both sides, and when that was, in seconds since the start."""
+    """Memory and subflows of both sides, and when that was, in seconds since the start."""
 
     at: float
     client: Memory
     server: Memory
+    subflows: tuple[int, int] = (0, 0)
+    """Of the client and of the server: each of them has memory of its own."""
 
 
 class Soaked(NamedTuple):
@@ -63,8 +70,12 @@ class Soaked(NamedTuple):
     before: Sample
     samples: list[Sample]
     after: Sample
+    """When the streams had ended."""
+    rested: Sample
+    """When the client had taken back the subflows that were for them, too."""
     replaced: list[str]
     """Sides of which a worker is not the one that it was."""
+    pauses: list[Pause]
 
 
 class Sampler(threading.Thread):
@@ -91,7 +102,10 @@ class Sampler(threading.Thread):
 
 
 def sample(made: Forwarder, begin: float) -> Sample:
-    return Sample(time.monotonic() - begin, *(memory_of(p.pid) for p in (made.client, made.server)))
+    client, server = made.client.pid, made.server.pid
+    port = server_endpoint().port
+    subflows = standing(client, port), standing(server, port)
+    return Sample(time.monotonic() - begin, memory_of(client), memory_of(server), subflows)
 
 
 def soak(net: Uplinks, made: Forwarder, seed: int, seconds: float) -> Soaked:
@@ -105,15 +119,22 @@ def soak(net: Uplinks, made: Forwarder, seed: int, seconds: float) -> Soaked:
     with (
         Course(net, faults, seed, begin) as course,
         Sampler(made, begin) as sampler,
-        transferring(net.names, seed, begin, seconds) as process,
+        transferring(net.names, seed, begin, seconds) as (serving, process),
     ):
         assert process.popen.stdout is not None
+        assert serving.popen.stdout is not None
+        recorder = PauseRecorder(net.names, len(net.lines), faults, course.resets, begin)
+        recorder.follow(serving.popen.stdout)
         limit = threading.Timer(seconds + LAST_ONES, process.popen.kill)
         limit.start()
         try:
             for line in process.popen.stdout:
-                transfers.append(json.loads(line))
-                tell(transfers, course)
+                said = json.loads(line)
+                if "waits" in said:
+                    recorder.hear(said["waits"])
+                else:
+                    transfers.append(said)
+                    tell(transfers, course)
                 if course.error is not None:
                     raise course.error
             code = process.popen.wait()
@@ -125,6 +146,8 @@ def soak(net: Uplinks, made: Forwarder, seed: int, seconds: float) -> Soaked:
     time.sleep(SETTLE)
     if course.error is not None:
         raise course.error
+    after = sample(made, begin)
+    rested = rest(made, begin, before)
     replaced = [
         process.name
         for process, old in zip((made.server, made.client), workers, strict=True)
@@ -132,20 +155,36 @@ def soak(net: Uplinks, made: Forwarder, seed: int, seconds: float) -> Soaked:
     ]
     samples = [one for one in sampler.samples if one.at < seconds]
     return Soaked(seconds, len(net.lines), faults, course.resets, transfers, before, samples,
-                  sample(made, begin), replaced)  # fmt: skip
+                  after, rested, replaced, recorder.pauses)  # fmt: skip
+
+
+def rest(made: Forwarder, begin: float, before: Sample) -> Sample:
+    """The programs as they are when they have no more subflows than before all that."""
+    until = time.monotonic() + REST
+    while True:
+        now = sample(made, begin)
+        if max(now.subflows) <= max(before.subflows) or time.monotonic() >= until:
+            # And what they do behind it.
+            time.sleep(SETTLE)
+            return sample(made, begin)
+        time.sleep(SAMPLE_EVERY)
 
 
 @contextlib.contextmanager
-def transferring(names: Network, seed: int, begin: float, seconds: float) -> Iterator[Process]:
-    """Both ends of the transfers; the process at the client's end prints each one."""
+def transferring(
+    names: Network, seed: int, begin: float, seconds: float
+) -> Iterator[tuple[Process, Process]]:
+    """Both ends of the transfers, the server's first; both print who waits for bytes, and the
+    client's prints each transfer."""
     serve = [*Network.inside(names.server), *_APPLICATION, "serve", str(TARGET)]
+    serve += ["--begin", str(begin)]
     run = [*Network.inside(names.client), *_APPLICATION, "run", str(ENTRY), "--seed", str(seed)]
     run += ["--begin", str(begin), "--seconds", str(seconds), "--at-once", str(AT_ONCE)]
     with (
-        running("serve", serve),
+        running("serve", serve, stdout=True) as serving,
         running("run", run, ready=False, stdout=True) as process,
     ):
-        yield process
+        yield serving, process
 
 
 def tell(transfers: Sequence[Transfer], course: Course) -> None:
@@ -176,11 +215,12 @@ def memory_in(soaked: Soaked, quarter: int) -> Sample:
     mine = [one for one in soaked.samples if quarter_of(one.at, soaked.seconds) == quarter]
     if not mine:
         raise BenchmarkError("too short to see the memory in each quarter")
-    sides = [
+    client, server = (
         Memory(*(int(median(getattr(one, side)[field] for one in mine)) for field in range(2)))
         for side in ("client", "server")
-    ]
-    return Sample(mine[0].at, *sides)
+    )
+    near, far = (int(median(one.subflows[side] for one in mine)) for side in range(2))
+    return Sample(mine[0].at, client, server, (near, far))
 
 
 def problems(soaked: Soaked) -> list[str]:
@@ -196,19 +236,20 @@ def problems(soaked: Soaked) -> list[str]:
     found += [f"a worker of {side} is another one than before" for side in soaked.replaced]
     limit = FLAT if soaked.seconds >= LONG else FLAT_AT_FIRST
     second, last = (memory_in(soaked, quarter) for quarter in (1, QUARTERS - 1))
-    for side in ("client", "server"):
+    for index, side in enumerate(("client", "server")):
         ratio = getattr(last, side).own / getattr(second, side).own
         if ratio > limit:
             grown = f"{100 * (ratio - 1):.0f}% more in the last quarter than in the second"
-            found.append(f"the {side}'s memory is not flat: {grown}")
+            subflows = f"with {last.subflows[index]} subflows, {second.subflows[index]} then"
+            found.append(f"the {side}'s memory is not flat: {grown}, {subflows}")
     return found
 
 
 def report(soaked: Soaked) -> str:
     """The table: a row for each quarter, and the memory before and after."""
     head = ["", "transfers", "MB", *KINDS, "longest pause s", "with a line",
-            "client PSS MB", "own", "server PSS MB", "own"]  # fmt: skip
-    dashes = ["-"] * (len(head) - 5)
+            "client PSS MB", "own", "subflows", "server PSS MB", "own", "subflows"]  # fmt: skip
+    dashes = ["-"] * (len(head) - 7)
     rows = [["before", *dashes, *_memory(soaked.before)]]
 
     def mine(at: float) -> bool:
@@ -236,11 +277,15 @@ def report(soaked: Soaked) -> str:
             ]
         )
     rows.append(["after", *dashes, *_memory(soaked.after)])
+    rows.append(["at rest", *dashes, *_memory(soaked.rested)])
     return results.table(head, rows)
 
 
 def _memory(of: Sample) -> list[str]:
-    return [f"{size / 1e6:.1f}" for side in (of.client, of.server) for size in side]
+    cells = []
+    for side, subflows in zip((of.client, of.server), of.subflows, strict=True):
+        cells += [*(f"{size / 1e6:.1f}" for size in side), str(subflows)]
+    return cells
 
 
 @click.command("soak.sh")
@@ -253,8 +298,16 @@ def _memory(of: Sample) -> list[str]:
     type=click.Choice(SETUPS),
     help="How fastmtcp is set up; see perf/README.md.",
 )
+@click.option(
+    "--connections",
+    metavar="N|MIN-MAX",
+    type=Connections.read,
+    help="TCP connections on each line, for each worker.  [default: as the client finds right]",
+)
 @wan_option
-def main(minutes: float, seed: int | None, setup: str, wan: str | None) -> None:
+def main(
+    minutes: float, seed: int | None, setup: str, connections: Connections | None, wan: str | None
+) -> None:
     """Random transfers over four unequal lines that are reset, silenced, slowed and all lost.
 
     Fails if a byte is wrong, a transfer is not completed, or memory grows. Needs root or user
@@ -274,20 +327,28 @@ def main(minutes: float, seed: int | None, setup: str, wan: str | None) -> None:
     try:
         with (
             uplinks(lines, wan, by_kernel=True) as net,
-            forwarder(net.names, setup, TARGET, 1, paths(net, range(len(lines))), logs) as made,
+            forwarder(net.names, setup, TARGET, 1, ways(net, connections), logs) as made,
         ):
             soaked = soak(net, made, seed, minutes * 60)
-        finish(soaked, {"minutes": minutes, "seed": seed, "setup": setup})
+        number = None if connections is None else str(connections)
+        finish(soaked, {"minutes": minutes, "seed": seed, "setup": setup, "connections": number})
         keep = False
     finally:
         _put_away(logs, keep)
+
+
+def ways(net: Uplinks, connections: Connections | None) -> list[str]:
+    """A path for each line."""
+    more = "" if connections is None else f",connections={connections}"
+    return [path + more for path in paths(net, range(len(net.lines)))]
 
 
 def finish(soaked: Soaked, settings: dict[str, Any]) -> None:
     """Print everything. Raises BenchmarkError if there is something that must not be."""
     found = problems(soaked)
     settings = {**settings, "at_once": AT_ONCE, "faults": soaked.faults, "resets": soaked.resets,
-                "samples": soaked.samples, "problems": found}  # fmt: skip
+                "samples": soaked.samples, "after": soaked.after, "rested": soaked.rested,
+                "pauses": soaked.pauses, "problems": found}  # fmt: skip
     results.finish("soak", settings, soaked.transfers, report(soaked))
     if found:
         raise BenchmarkError(f"seed {settings['seed']}: " + "; ".join(found))

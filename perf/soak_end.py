@@ -14,9 +14,10 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 from fastmtcp.endpoint import Endpoint
@@ -26,6 +27,8 @@ from perf.transfer import PERIOD, STALL
 
 UP, DOWN, ECHO = KINDS = ("up", "down", "echo")
 LARGEST = 32_000_000
+LONG, TELL_EVERY = 1.0, 0.25
+"""Seconds without a byte from which on it is told, and how often."""
 RIGHT, WRONG, FAILED = "right", "wrong", "failed"
 
 _WANTED = struct.Struct(">BQQ")
@@ -103,15 +106,53 @@ class Pauses:
     """The longest time without a byte, and when it ended (time.monotonic())."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self.last = time.monotonic()
         self.longest = self.at = 0.0
 
     def note(self) -> None:
         """Something has come."""
         now = time.monotonic()
-        if now - self._last > self.longest:
-            self.longest, self.at = now - self._last, now
-        self._last = now
+        if now - self.last > self.longest:
+            self.longest, self.at = now - self.last, now
+        self.last = now
+
+
+Waits = dict[str, Any]
+"""Who waits: kind, size, and `since` and `at` in seconds since the start."""
+
+
+class Waiters:
+    """Those who wait for bytes now; tells, again and again, who has had none for long."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Pauses, Wanted] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def waiting(self, pauses: Pauses, wanted: Wanted) -> Iterator[None]:
+        with self._lock:
+            self._waiting[pauses] = wanted
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._waiting[pauses]
+
+    def since(self, now: float, begin: float) -> list[Waits]:
+        """Those who have had no byte for more than LONG."""
+        with self._lock:
+            waiting = [(p.last, w) for p, w in self._waiting.items() if now - p.last > LONG]
+        return [
+            {"kind": wanted.kind, "size": wanted.size, "since": last - begin, "at": now - begin}
+            for last, wanted in waiting
+        ]
+
+    def tell(self, begin: float, say: Callable[[str], None]) -> None:
+        """For ever: a line of JSON for each of them."""
+        while True:
+            time.sleep(TELL_EVERY)
+            for waits in self.since(time.monotonic(), begin):
+                say(json.dumps({"waits": waits}))
 
 
 def send(sock: socket.socket, content: Content, chunk: int) -> None:
@@ -133,6 +174,9 @@ def receive(sock: socket.socket, content: Content, chunk: int, pauses: Pauses) -
     content.compare_end(position)
 
 
+_waiters = Waiters()
+
+
 def do(address: tuple[str, int], wanted: Wanted, chunk: int, pauses: Pauses) -> None:
     """One transfer. Raises OSError, or WrongBytesError for what either end has found."""
     content = Content(wanted)
@@ -140,14 +184,15 @@ def do(address: tuple[str, int], wanted: Wanted, chunk: int, pauses: Pauses) -> 
         sock.sendall(wanted.pack())
         if wanted.kind == DOWN:
             sock.shutdown(socket.SHUT_WR)
-            receive(sock, content, chunk, pauses)
+            with _waiters.waiting(pauses, wanted):
+                receive(sock, content, chunk, pauses)
         elif wanted.kind == UP:
             send(sock, content, chunk)
             wrong, pauses.longest, pauses.at = read_answer(read_all(sock))
             if wrong:
                 raise WrongBytesError(wrong)
         else:
-            with sending(sock, content, chunk):
+            with _waiters.waiting(pauses, wanted), sending(sock, content, chunk):
                 receive(sock, content, chunk, pauses)
 
 
@@ -221,7 +266,8 @@ def serve_one(sock: socket.socket) -> None:
             wanted = Wanted.unpack(first)
             content = Content(wanted)
             if wanted.kind == UP:
-                receive(sock, content, max(_CHUNKS), pauses)
+                with _waiters.waiting(pauses, wanted):
+                    receive(sock, content, max(_CHUNKS), pauses)
                 sock.sendall(answer("", pauses))
             elif wanted.kind == DOWN:
                 send(sock, content, max(_CHUNKS))
@@ -242,8 +288,11 @@ def soak_end() -> None:
 
 @soak_end.command()
 @click.argument("where", type=Endpoint.parse)
-def serve(where: Endpoint) -> None:
-    """Serve transfers until SIGTERM."""
+@click.option("--begin", type=float, required=True, help="The start, by time.monotonic().")
+def serve(where: Endpoint, begin: float) -> None:
+    """Serve transfers until SIGTERM, and tell who waits for bytes."""
+    say = partial(print, flush=True)
+    threading.Thread(target=_waiters.tell, args=(begin, say), daemon=True).start()
     with socket.create_server((where.host, where.port), backlog=128) as listener:
         print("ready", file=sys.stderr, flush=True)
         while True:
@@ -258,9 +307,13 @@ def serve(where: Endpoint) -> None:
 @click.option("--seconds", type=float, required=True, help="None begins so long after the start.")
 @click.option("--at-once", type=int, required=True)
 def run(where: Endpoint, seed: int, begin: float, seconds: float, at_once: int) -> None:
-    """Do transfers, and print each one as a line of JSON when it is over."""
+    """Do transfers, and print each one as a line of JSON when it is over, and who waits."""
     address = (where.host, where.port)
     lock = threading.Lock()
+
+    def say(line: str) -> None:
+        with lock:
+            print(line, flush=True)
 
     def note(wanted: Wanted, started: float, outcome: str, detail: str, pauses: Pauses) -> None:
         done = {
@@ -272,8 +325,7 @@ def run(where: Endpoint, seed: int, begin: float, seconds: float, at_once: int) 
             "pause": pauses.longest,
             "pause_end": pauses.at - begin,
         }
-        with lock:
-            print(json.dumps(done), flush=True)
+        say(json.dumps(done))
 
     def work(number: int) -> None:
         chance = Random(f"{seed} {number}")
@@ -281,6 +333,7 @@ def run(where: Endpoint, seed: int, begin: float, seconds: float, at_once: int) 
             wanted, chunk, pauses = choose(chance), chance.choice(_CHUNKS), Pauses()
             note(wanted, started, *attempt(address, wanted, chunk, pauses), pauses)
 
+    threading.Thread(target=_waiters.tell, args=(begin, say), daemon=True).start()
     threads = [threading.Thread(target=work, args=(number,)) for number in range(at_once)]
     for thread in threads:
         thread.start()

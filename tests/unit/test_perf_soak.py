@@ -16,8 +16,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from perf import faults, soak, soak_end
+from perf import faults, pauses, soak, soak_end
 from perf.faults import Fault
+from perf.network import Network
 from perf.processes import Memory
 from perf.soak_end import Content, Pauses, Wanted, WrongBytesError
 from perf.transfer import PERIOD
@@ -185,6 +186,67 @@ def _served(serve: Callable[[socket.socket], None]) -> Iterator[tuple[str, int]]
         thread.join()
 
 
+class TestWaits:
+    def test_who_waits_is_told_again_and_again(self) -> None:
+        waiters = soak_end.Waiters()
+        first, second = Pauses(), Pauses()
+        second.last = first.last + 5
+        with waiters.waiting(first, Wanted("up", 5, 0)):
+            with waiters.waiting(second, Wanted("down", 6, 0)):
+                assert waiters.since(first.last + 1, 0.0) == []
+                now = first.last + 2
+                told = {"kind": "up", "size": 5, "since": first.last - 9.0, "at": now - 9.0}
+                assert waiters.since(now, 9.0) == waiters.since(now, 9.0) == [told]
+                assert [one["size"] for one in waiters.since(second.last + 2, 9.0)] == [5, 6]
+            assert [one["size"] for one in waiters.since(second.last + 2, 9.0)] == [5]
+        assert waiters.since(second.last + 2, 9.0) == []
+
+    def test_a_long_pause_with_a_line_is_written_down_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pauses, "ask", lambda namespace: {"program": namespace, "workers": []})
+        plan = [
+            Fault(faults.GONE, 10, 13, (0, 1)),
+            Fault(faults.SILENT, 30, 40, (0,)),
+            Fault(faults.RESET, 31, 31),
+            Fault(faults.SLOW, 90, 99, (0,)),
+        ]
+        recorder = pauses.PauseRecorder(
+            Network("client", "server"), 2, plan, [2.0, 31.0], time.monotonic() - 40
+        )
+
+        def hear(since: float, at: float) -> None:
+            recorder.hear({"kind": "up", "size": 5, "since": since, "at": at})
+
+        hear(10, 40.1)  # nobody was asked: 27 s with a line, and long
+        hear(39.2, 40.1)  # not long
+        hear(38, 30)  # told too late
+        hear(10, 40.2)  # known
+        (pause,) = recorder.pauses
+        assert (pause.since, pause.at) == (10, 40.1)
+        assert [fault.kind for fault in pause.faults] == [faults.GONE, faults.SILENT]
+        assert pause.resets == [2.0, 31.0]
+        assert (pause.client["program"], pause.server["program"]) == ("client", "server")
+
+    def test_the_lines_in_words(self) -> None:
+        plan = [Fault(faults.SILENT, 1, 5, (0,)), Fault(faults.SLOW, 2, 6, (1,), 0.25)]
+        assert pauses.describe(plan, 3, 3) == "10.77.0.11 silent, 10.77.0.12 25%, 10.77.0.13 whole"
+
+    def test_subflows_are_counted_by_the_clients_address(self) -> None:
+        def document(program: str, *subflows: tuple[str, str]) -> object:
+            ends = ("local", "remote") if "client" in program else ("remote", "local")
+            made = [
+                {ends[0]: f"{near}:1", ends[1]: "far:7700", "state": state}
+                for near, state in subflows
+            ]
+            return {"program": program, "workers": [{"sessions": [{"subflows": made}]}]}
+
+        those = (("a", "active"), ("b", "suspect"), ("a", "active"))
+        for program in ("fastmtcp-client", "fastmtcp-server"):
+            assert pauses.subflows_in(document(program, *those)) == "2 x a active, 1 x b suspect"
+        assert pauses.subflows_in(None) == "no answer"
+
+
 class TestSoak:
     @staticmethod
     def soaked(
@@ -197,12 +259,12 @@ class TestSoak:
         ]  # fmt: skip
 
         def sample(at: float, own: int) -> soak.Sample:
-            return soak.Sample(at, Memory(50_000_000, own * 1_000_000), Memory(1, 1))
+            return soak.Sample(at, Memory(50_000_000, own * 1_000_000), Memory(1, 1), (int(at), 7))
 
         samples = [sample(at * times, 100 if at < 30 else last) for at in range(40)]
         plan = [Fault(faults.GONE, 0, 2, (0, 1)), Fault(faults.SILENT, 35, 36, (0,))]
         return soak.Soaked(40 * times, 2, plan, [1.0, 2.0, 39.0], transfers, sample(0, 9), samples,
-                           sample(41, 9), list(replaced))  # fmt: skip
+                           sample(41, 9), sample(90, 9), list(replaced), [])  # fmt: skip
 
     def test_nothing_is_wrong_if_all_is_right_and_memory_grows_by_less_than_a_twentieth(
         self,
@@ -220,7 +282,8 @@ class TestSoak:
             "up of 1000000 bytes, from 1.0 to 2.0 s: oh",
             "2 of 4 transfers failed; the first: up of 1000000 bytes, from 2.0 to 3.0 s: oh",
             "a worker of fastmtcp-server is another one than before",
-            "the client's memory is not flat: 6% more in the last quarter than in the second",
+            "the client's memory is not flat: 6% more in the last quarter than in the second, "
+            "with 2070 subflows, 870 then",
         ]
         assert soak.problems(self.soaked()) == ["not one transfer was done"]
 
@@ -230,10 +293,11 @@ class TestSoak:
             for row in soak.report(self.soaked(*["right"] * 12)).splitlines()[2:]
         ]
         names = [row[0] for row in rows]
-        assert names == ["before", *(f"quarter {n}" for n in (1, 2, 3, 4)), "after"]
+        assert names == ["before", *(f"quarter {n}" for n in (1, 2, 3, 4)), "after", "at rest"]
         # 12 ends, at 1 to 12 s, of which 9 are within the first 10; a pause from -2 to 1 s has
         # one second without any line, one from 1 to 4 s another, from 2 s on none.
         assert rows[1][1:9] == ["9", "9", "2", "0", "0", "1", "3.00", "3.00"]
         assert rows[2][1:3] == ["3", "3"]
         assert rows[4][3:7] == ["1", "1", "0", "0"]
-        assert rows[4][9:11] == ["50.0", "100.0"]
+        assert rows[4][9:12] == ["50.0", "100.0", "34"]
+        assert [row[11] for row in rows[-2:]] == ["41", "90"]
