@@ -640,7 +640,6 @@ class TestSessions:
         world.until(lambda: received.done)
         assert received.result() == b"still here"
 
-
     @pytest.mark.parametrize("up", [True, False], ids=["up", "down"])
     def test_retiring_sends_nothing_twice(
         self, world: World, up: bool, monkeypatch: pytest.MonkeyPatch

@@ -38,4 +38,6 @@ class Retiring:
             timer.cancel()
 
     def _on_end(self, subflow: SubflowSocket, _reason: str) -> None:
+        # It refers to the subflow, which would wait for the garbage collector.
+        subflow.on_lost = None
         self._timers.pop(subflow).cancel()
