@@ -41,6 +41,10 @@ class ServerLimits(Limits, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_client_streams: Annotated[int, Meta(ge=8, le=1 << 20)] = 16384
     """Streams of one client in one worker, in all its sessions: each has a descriptor."""
 
+    max_client_subflows: Annotated[int, Meta(ge=10, le=65536)] = 1024
+    """Subflows of one client in one worker, in all its sessions: each has a descriptor, and the
+    state of its TLS."""
+
     opens_per_second: Annotated[float, Meta(ge=0, le=1e6)] = 5000.0
     session_idle_timeout: IdleTime = 0.0
 

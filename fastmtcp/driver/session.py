@@ -11,6 +11,7 @@ from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.subflow import SubflowSocket
 from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.events import Events
+from fastmtcp.engine.limits import TLS_COST
 from fastmtcp.engine.scheduling.watch import SAMPLE_EVERY
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
@@ -63,6 +64,7 @@ class SessionDriver:
         self._measuring = False
         self._busy = False
         self._turn = Turn(loop, self.progress)
+        session.holding.give_up = self._give_up
         self._set_timer()
 
     def attach(
@@ -81,7 +83,8 @@ class SessionDriver:
         Returns None if it cannot be added; the socket is closed then.
         """
         try:
-            subflow = self.session.attach(subflow_id, self.loop.now, role)
+            cost = TLS_COST if tls is not None else 0
+            subflow = self.session.attach(subflow_id, self.loop.now, role, cost)
         except RemoteError as error:
             log.warning("subflow from %s refused: %s", peer, error)
             self.loop.unwatch(sock.fileno())
@@ -233,7 +236,16 @@ class SessionDriver:
                 relay.abort()
         if self._timer is not None:
             self._timer.cancel()
+        self._stay()
         self._on_ended(code, reason)
+
+    def _stay(self) -> None:
+        """Of a session that has ended, what applications still read counts as it did."""
+        holding = self.session.holding
+        if self.relays:
+            holding.memory.holdings.add(holding)
+        else:
+            holding.memory.holdings.discard(holding)
 
     def _detach(self, subflow: Subflow, *, by_fin: bool = False) -> None:
         del self.sockets[subflow]
@@ -241,6 +253,7 @@ class SessionDriver:
 
     def _take_sample(self, source: SubflowSocket) -> None:
         """Tell the engine how the path of a subflow is, and do what follows from it."""
+        source.settle()
         if self.session.on_sample(source.subflow, source.measure(), self.loop.now):
             self.lost(source, "silent while others work")
         elif source.is_worn_out:
@@ -248,10 +261,25 @@ class SessionDriver:
         else:
             source.follow_lowat()
 
+    def _give_up(self) -> None:
+        """The worker's memory is used up, and this session is to go: what of it is left to deliver,
+        if it has ended already."""
+        if not self.ended:
+            self.session.give_up()
+            self.loop.call_soon(self.progress)
+            return
+        for relay in list(self.relays):
+            relay.stream.drop(ResetCode.SESSION_LOST)
+            relay.abort()
+
     def _relay_closed(self, relay: Relay) -> None:
         on_close = self.relays.pop(relay, None)
         if on_close is not None:
             on_close(relay)
+        if self.ended:
+            # Nothing takes what has come for it any more.
+            relay.stream.receive.data.clear()
+            self._stay()
         # Else progress() follows, and tells it.
         if self.ended and self.on_quiet is not None and self.is_quiet:
             self.on_quiet()

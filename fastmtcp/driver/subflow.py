@@ -213,6 +213,14 @@ class SubflowSocket:
         """What the kernel knows of the path; where it tells nothing, what the peer reports."""
         return sample(self._sock) or reported(self.subflow.delivery)
 
+    def settle(self) -> None:
+        """Look at what the kernel has not taken. What has stayed there since the last time must not
+        hold on to more than it is counted as: it may be all that is left of what was read."""
+        unsent = sum(map(len, self._out))
+        if unsent and unsent == self.subflow.unsent and len(self._out) > 1:
+            self._out = [b"".join(self._out)]
+        self.subflow.unsent = unsent
+
     @property
     def is_worn_out(self) -> bool:
         """True if its TLS keys have been used for as much as they are good for."""

@@ -80,7 +80,6 @@ class Inbound:
         self._scheduler = scheduler
         self._peer = peer
         self._limits = limits
-        self._memory = table.holding.memory
         self._ended = False
         self._readers: dict[int, FrameReader] = {}
         self._reader: FrameReader | None = None
@@ -139,8 +138,6 @@ class Inbound:
             self._table.mark_updated(stream)
         if stream.open_received:
             self._outbox.ack(stream, self._now, receive.ack_is_urgent)
-        if self._memory.free < 0:
-            self._memory.most().give_up()
 
     def _accept(self, stream_id: int) -> Stream | None:
         """A frame for a stream that is not in the table: new, refused, or gone."""

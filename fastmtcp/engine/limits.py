@@ -77,7 +77,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sends every other byte makes one of each."""
 
     worker_memory: Annotated[int, Meta(ge=16 * MIB, le=1024 * GIB)] = 512 * MIB
-    """Bytes that all sessions of a worker hold together, received and sent ones: many sessions,
+    """Bytes of memory that all sessions of a worker take together, whatever for: many sessions,
     each within its limits, must not fill the machine."""
 
     ack_delay: float = 0.02
@@ -118,6 +118,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         may be an eighth of it, and is counted as that."""
         return min(MAX_SLABS, self.worker_memory >> 2)
 
+
+SESSION_COST = 16 * KIB
+SUBFLOW_COST = 8 * KIB
+TLS_COST = 128 * KIB
+STREAM_COST = 4 * KIB
+GAP_COST = 320
+RANGE_COST = 112
+RECORD_COST = 192
+"""Bytes of memory that are counted for each session, for each subflow and its TLS, for each stream
+and its relay; for each gap in what was received, each range on its way, and each control frame that
+waits or stream id that was skipped. They are a little above what was measured."""
 
 MAX_SLABS = 48 * MIB
 """Bytes of slabs that a worker uses at once, or a quarter of its memory if that is less."""

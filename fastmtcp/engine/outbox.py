@@ -118,6 +118,11 @@ class Outbox:
             self.urgent = False
 
     @property
+    def records(self) -> int:
+        """How many frames wait or are kept until they are confirmed."""
+        return len(self._frames) + len(self._resets)
+
+    @property
     def unconfirmed(self) -> int:
         """How many resets the peer has not confirmed."""
         return len(self._resets)

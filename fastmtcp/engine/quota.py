@@ -25,6 +25,11 @@ class Memory:
         refused: bytes that the peers have credit for, and a little to send for everybody."""
         return max(0, self.free - (self.size >> 3)) // MEMORY_SHARE
 
+    def make_room(self) -> None:
+        """It is used up: end the session that is to go."""
+        if self.holdings:
+            self.most().give_up()
+
     def most(self) -> Holding:
         """The largest holding of the client that holds most in all its sessions: a client with
         many small sessions must not drive out another that has one large session."""
@@ -42,12 +47,19 @@ class ClientQuota:
     """What all sessions of one client have in this worker. The caller knows which sessions are one
     client's: those that use the same key."""
 
-    __slots__ = ("max_streams", "sessions", "streams")
+    __slots__ = ("max_streams", "max_subflows", "sessions", "streams", "subflows")
 
-    def __init__(self, max_streams: int = _UNLIMITED) -> None:
+    def __init__(self, max_streams: int = _UNLIMITED, max_subflows: int = _UNLIMITED) -> None:
         self.max_streams = max_streams
+        self.max_subflows = max_subflows
         self.sessions = 0
         self.streams = 0
+        self.subflows = 0
+
+    @property
+    def subflows_left(self) -> int:
+        """How many more it may have."""
+        return self.max_subflows - self.subflows
 
 
 class Holding:

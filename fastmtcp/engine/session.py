@@ -18,6 +18,7 @@ from fastmtcp.engine.inbound import Inbound
 from fastmtcp.engine.limits import MAX_REASON, Limits
 from fastmtcp.engine.outbound import Outbound
 from fastmtcp.engine.outbox import Outbox
+from fastmtcp.engine.overhead import Overhead
 from fastmtcp.engine.peer import PeerState
 from fastmtcp.engine.quota import ClientQuota, Holding, Memory
 from fastmtcp.engine.resets import Resets
@@ -58,7 +59,7 @@ class Session:
         self.limits = limits
         self.peer = PeerState(peer_floor, peer_streams)
         self.holding = Holding(memory, client)
-        self.holding.give_up = self._give_up
+        self.holding.give_up = self.give_up
         self.holding.memory.holdings.add(self.holding)
         self.table = StreamTable(self, limits, self.holding, opener=opener, now=now)
         self.subflows: dict[int, Subflow] = {}
@@ -79,20 +80,12 @@ class Session:
         self._gone: list[Subflow] = []
         self._parted: list[Subflow] = []
         self._end: tuple[SessionCode, str] | None = None
+        self._overhead = Overhead(self.holding, self.table, self._outbox)
         self._resets = Resets(self.table, self._outbox, limits)
         self._timers = Timers(self.table, self.subflows, self._outbox, self._resets, limits, now)
         self._outbound = Outbound(self.table, self._outbox, self._scheduler, self._lanes)
-        self._inbound = Inbound(
-            self,
-            self.table,
-            self.subflows,
-            self._outbox,
-            self._resets,
-            self._scheduler,
-            self.peer,
-            limits,
-            now,
-        )
+        own = (self._outbox, self._resets, self._scheduler, self.peer)
+        self._inbound = Inbound(self, self.table, self.subflows, *own, limits, now)
 
     # --- what the caller asks -------------------------------------------------------------
 
@@ -137,15 +130,8 @@ class Session:
         news = updated or table.opened or self._returned or self._draining
         if not (news or self._gone or self._parted or self._end):
             return None
-        events = Events(
-            updated,
-            table.opened,
-            self._returned,
-            self._draining,
-            self._gone,
-            self._parted,
-            self._end,
-        )
+        returned, gone, parted = self._returned, self._gone, self._parted
+        events = Events(updated, table.opened, returned, self._draining, gone, parted, self._end)
         table.opened = []
         self._returned = []
         self._draining = False
@@ -162,10 +148,13 @@ class Session:
 
     def may_attach(self, subflow_id: int) -> bool:
         """True if a new subflow may have this id, and there is room for it."""
-        return subflow_id not in self.subflows and len(self.subflows) < self.limits.max_subflows
+        if subflow_id in self.subflows or self.holding.client.subflows_left <= 0:
+            return False
+        return len(self.subflows) < self.limits.max_subflows
 
-    def attach(self, subflow_id: int, now: float, role: Role = Role.BOTH) -> Subflow:
-        """A subflow was authenticated and may carry frames.
+    def attach(self, subflow_id: int, now: float, role: Role = Role.BOTH, cost: int = 0) -> Subflow:
+        """A subflow was authenticated and may carry frames. It takes `cost` bytes of memory
+        beside what each takes.
 
         Raises:
             RemoteError: the id is taken, or there are too many.
@@ -175,6 +164,7 @@ class Session:
         subflow = Subflow(subflow_id, now, role, sends=role.carries(client=self.opener))
         self.subflows[subflow_id] = subflow
         self._inbound.attach(subflow)
+        self._overhead.attach(subflow, cost)
         self._timers.empty_since = None
         self._lanes.refresh(self.subflows.values())
         return subflow
@@ -185,6 +175,7 @@ class Session:
         if self.subflows.pop(subflow.subflow_id, None) is None:
             return
         self._inbound.detach(subflow)
+        self._overhead.detach(subflow)
         self._outbox.forget_subflow(subflow)
         is_whole = subflow.is_whole
         subflow.ready = False
@@ -319,6 +310,7 @@ class Session:
 
         True if the subflow should be given up: close and detach it.
         """
+        self._overhead.weigh(subflow)
         others = self.subflows.values()
         changed = watch.update(subflow, sample, others, now)
         if changed and subflow.suspect:
@@ -360,7 +352,10 @@ class Session:
             RemoteError: the peer broke the protocol. The caller ends the session with it.
         """
         self._now = now
-        return self._inbound.receive(subflow, view, now, work)
+        taken = self._inbound.receive(subflow, view, now, work)
+        if self._inbound.work_left <= 0 or self.holding.memory.free < 0:
+            self._overhead.check()
+        return taken
 
     @property
     def work_left(self) -> int:
@@ -424,6 +419,7 @@ class Session:
             return []
         if due is None:
             return []
+        self._overhead.check()
         for stream in due.idle:
             self.table.mark_updated(stream)
             self.reset_stream(stream, ResetCode.IDLE)
@@ -446,6 +442,7 @@ class Session:
                 self._return(stream)
         self._resets.end_all()
         self._outbox.clear()
+        self._overhead.end(list(self.subflows.values()))
         self.holding.memory.holdings.discard(self.holding)
 
     def goaway(self, code: SessionCode, reason: str) -> bytes:
@@ -495,6 +492,7 @@ class Session:
         self._withdraw(stream)
         self._returned.append(stream)
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Make room for others."""
         text = "the worker's memory is used up, and this session holds most of it"
         self.end(SessionCode.LIMIT, text)

@@ -174,21 +174,32 @@ class ServerService:
                 raise RefusedError(RefuseCode.DRAINING, "the server is shutting down")
             if len(self._sessions) >= self._limits.max_sessions:
                 raise RefusedError(RefuseCode.LIMIT, "too many sessions")
+            self._check_subflows(self._client(request.client))
             return self._new_session(handshake, request.client, peer)
         session = self._sessions.get(request.session)
         if session is None:
             raise RefusedError(RefuseCode.UNKNOWN_SESSION, "unknown session")
         if session.client != request.client or not handshake.may_join(session.secret):
             raise RefusedError(RefuseCode.KEY, "not a member of this session")
+        self._check_subflows(session.session.holding.client)
         if not session.driver.session.may_attach(request.subflow):
             raise RefusedError(RefuseCode.LIMIT, "too many subflows in this session")
         return session
+
+    def _check_subflows(self, client: ClientQuota) -> None:
+        if client.subflows_left <= 0:
+            most = self._limits.max_client_subflows
+            text = f"too many subflows of this client: the limit is max_client_subflows = {most}"
+            raise RefusedError(RefuseCode.LIMIT, text)
 
     # --- sessions -----------------------------------------------------------------------------
 
     def _client(self, name: str) -> ClientQuota:
         """What the sessions of a client share."""
-        return self._clients.setdefault(name, ClientQuota(self._limits.max_client_streams))
+        limits = self._limits
+        return self._clients.setdefault(
+            name, ClientQuota(limits.max_client_streams, limits.max_client_subflows)
+        )
 
     def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> ServerSession:
         shared = self._client(client)
@@ -218,11 +229,12 @@ class ServerService:
 
     def _on_session_ended(self, session_id: bytes, code: SessionCode, reason: str) -> None:
         session = self._sessions.pop(session_id)
-        session.session.holding.client.sessions -= 1
         self.past.add(totals(session.session))
         if session.driver.relays:
-            # Complete streams whose targets still read.
+            # Complete streams whose targets still read. It has its place until they have.
             self._lingering.add(session)
+        else:
+            session.session.holding.client.sessions -= 1
         level = logging.INFO if code in _QUIET_ENDS else logging.WARNING
         whose = f"{session_id.hex()[:12]} of {session.client}".removesuffix(f" of {UNNAMED}")
         log.log(level, "session %s ended: %s", whose, reason)
@@ -259,7 +271,9 @@ class ServerService:
     def _tick(self) -> None:
         if self._drain.over:
             return
-        self._lingering = {session for session in self._lingering if session.driver.relays}
+        for session in [one for one in self._lingering if not one.driver.relays]:
+            self._lingering.remove(session)
+            session.session.holding.client.sessions -= 1
         self._drain.check()
         self._pool.trim()
         self._loop.call_later(_TICK, self._tick)

@@ -239,6 +239,21 @@ def test_too_many_sessions(server: Server) -> None:
     assert server.shake(membership).grant is not None
 
 
+@pytest.mark.parametrize("server", [ServerLimits(max_client_subflows=10)], indirect=True)
+def test_too_many_subflows_of_one_client_in_all_its_sessions(server: Server) -> None:
+    first, second = server.new_session(), server.new_session()
+    for number in range(8):
+        server.shake((first, second)[number % 2])
+    assert server.subflows == 10
+    for join in (first, second, None):
+        with pytest.raises(RefusedError, match="max_client_subflows = 10") as caught:
+            server.shake(join)
+        assert caught.value.code is RefuseCode.LIMIT
+    server.sockets[0].close()
+    run_until(server.loop, lambda: server.subflows == 9, "its connection is gone")
+    assert server.shake(second).grant is not None
+
+
 @pytest.mark.parametrize("server", [ServerLimits(max_client_sessions=1)], indirect=True)
 def test_a_session_that_has_ended_makes_room_for_another(server: Server) -> None:
     server.new_session()

@@ -294,3 +294,46 @@ def test_a_returned_stream_whose_application_is_gone_goes_to_no_other_session() 
         client.driver.progress()
         assert returned == [here]
         assert gone.reset_code is ResetCode.CANCELLED
+
+
+def test_a_session_that_is_given_up_for_others_ends_at_once() -> None:
+    """It may have nothing to do, and so no event of its own, for seconds."""
+    with Joined() as joined:
+        turn(joined.loop, 5)
+        memory = joined.server.session.holding.memory
+        memory.make_room()
+        turn(joined.loop, 2)
+        assert joined.server.driver.ended
+        assert not memory.holdings
+        assert memory.free == memory.size
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_what_is_left_of_an_ended_session_counts_until_it_is_delivered(given_up: bool) -> None:
+    content = data(500_000)
+    with Joined(limits=Limits(floor_window=1024 * KIB)) as joined:
+        application, target = joined.pair()
+        target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        (relay,) = joined.server.driver.relays
+        relay._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sending = Background(application.sendall, content)
+        joined.run(sending)
+        application.shutdown(socket.SHUT_WR)
+        receive = relay.stream.receive
+        joined.until(lambda: receive.is_all_here, "all of it has arrived")
+        joined.client.driver.end(SessionCode.NORMAL, "")
+        joined.until(lambda: joined.server.driver.ended)
+        holding = joined.server.session.holding
+        memory = holding.memory
+        assert holding.bytes == receive.data.held > 100_000
+        assert memory.holdings == {holding}
+        if given_up:
+            memory.make_room()
+            assert is_reset(target)
+        else:
+            reading = Background(read_all, target)
+            joined.run(reading)
+            assert reading.result() == content
+            joined.until(lambda: not joined.server.driver.relays)
+        assert holding.bytes == 0
+        assert not memory.holdings

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from fastmtcp.engine.limits import MAX_OWN_FRAMES, Limits
+from fastmtcp.engine.limits import (
+    GAP_COST,
+    MAX_OWN_FRAMES,
+    RECORD_COST,
+    SESSION_COST,
+    STREAM_COST,
+    Limits,
+)
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.wire.errors import LocalError, ResetCode
@@ -99,7 +106,13 @@ class Victim:
         # A stream that is complete is forgotten, and its application still takes what came.
         self.seen.update(session.streams.values())
         kept = sum(stream.receive.data.held for stream in self.seen)
-        assert session.holding.bytes == weight + kept
+        streams = len(session.streams) + len(parting)
+        subflows = sum(subflow.counted for subflow in session.subflows.values())
+        beside = gaps * GAP_COST + streams * STREAM_COST + subflows
+        if session.ended is None:
+            beside += SESSION_COST + session._overhead._records * RECORD_COST
+        assert session.holding.bytes == weight + kept + beside
+        assert session.holding.client.subflows == len(session.subflows)
         assert session.holding.client.streams == len(session.streams) + len(parting)
         assert session.table.windows.free >= 0
         assert session.table.windows.free + grown == LIMITS.window_pool

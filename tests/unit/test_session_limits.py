@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from fastmtcp.engine.limits import KIB, MIB, MIN_SEND_ROOM, OPEN_WORK, REPEAT_SPACING, Limits
+from fastmtcp.engine.limits import (
+    GAP_COST,
+    KIB,
+    MIB,
+    MIN_SEND_ROOM,
+    OPEN_WORK,
+    REPEAT_SPACING,
+    SESSION_COST,
+    STREAM_COST,
+    SUBFLOW_COST,
+    Limits,
+)
 from fastmtcp.engine.quota import Bucket, ClientQuota, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import BUFFER_COST
@@ -96,11 +107,15 @@ def test_the_memory_is_what_all_sessions_hold() -> None:
     feed(second, pack(Data(0, 100, False), b"behind a gap"))
     stream = second.streams[0]
     stream.write(b"to the peer")
-    assert memory.free == 10 * MIB - 3 * 64 * KIB - 12 - 11 - BUFFER_COST
+    both = 2 * (SESSION_COST + SUBFLOW_COST)
+    sent = 11 + BUFFER_COST
+    received = 3 * 64 * KIB + 12 + GAP_COST
+    assert memory.free == 10 * MIB - both - 4 * STREAM_COST - received - sent
     first.streams[0].take(64 * KIB, START)
     feed(second, pack(Reset(0, 0)))
-    assert memory.free == 10 * MIB - 2 * 64 * KIB
+    assert memory.free == 10 * MIB - both - 3 * STREAM_COST - 2 * 64 * KIB
     first.end(SessionCode.NORMAL, "")
+    second.end(SessionCode.NORMAL, "")
     assert memory.free == 10 * MIB
 
 
@@ -136,7 +151,7 @@ def test_who_holds_most_has_to_go_when_the_memory_is_used_up() -> None:
 
 
 def test_of_many_clients_the_one_with_most_has_to_go_not_the_largest_session() -> None:
-    memory = Memory(4 * MIB)
+    memory = Memory(9 * MIB // 2)
     greedy = ClientQuota()
     crowd = [server(memory=memory, client=greedy) for _ in range(5)]
     honest = server(memory=memory, client=ClientQuota())
@@ -150,7 +165,7 @@ def test_of_many_clients_the_one_with_most_has_to_go_not_the_largest_session() -
 def test_windows_grow_no_more_when_little_memory_is_left() -> None:
     memory = Memory(4 * MIB)
     session = server(memory=memory)
-    fill(server(memory=memory), 60)
+    fill(server(memory=memory), 54)
     feed(session, pack(Open(0, 1 << 20, False), bytes(20 * KIB)))
     session.streams[0].take(20 * KIB, START)
     assert session.streams[0].receive.window.size == 64 * KIB

@@ -19,6 +19,11 @@ class StreamIds:
         self._free: list[int] = []
         self._most_skipped = most_skipped
 
+    @property
+    def skipped(self) -> int:
+        """How many ids were skipped and may still come."""
+        return len(self._skipped)
+
     def allocate(self) -> int:
         if self._free:
             return self._free.pop()

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sized
 from typing import cast
 
-from fastmtcp.engine.limits import KIB
+from fastmtcp.engine.limits import GAP_COST, KIB
 from fastmtcp.engine.quota import Holding
 from fastmtcp.engine.wire.errors import RemoteError, SessionCode
 
@@ -181,7 +181,7 @@ class Reassembly:
         self._hold(-self.held)
         self.ready.clear()
         self.ready_bytes = 0
-        self._pool.free += len(self._runs)
+        self._count_gaps(-len(self._runs))
         self._starts.clear()
         self._runs.clear()
 
@@ -205,7 +205,7 @@ class Reassembly:
                 skip = 0
         del self._runs[:done]
         del self._starts[:done]
-        self._pool.free += done
+        self._count_gaps(-done)
 
     def _insert_behind_gap(self, offset: int, piece: memoryview) -> None:
         """Keep what of `piece` fills holes between the runs, and join the runs that it fills."""
@@ -242,10 +242,14 @@ class Reassembly:
             if position < end:
                 made[-1].add(piece[position - offset :])
                 self._hold(end - position)
-        self._pool.free -= len(made) - (high - low)
+        self._count_gaps(len(made) - (high - low))
         if len(made) != high - low or made[0].start != starts[low]:
             runs[low:high] = made
             starts[low:high] = [run.start for run in made]
+
+    def _count_gaps(self, more: int) -> None:
+        self._pool.free -= more
+        self._holding.add(more * GAP_COST)
 
     def _hold(self, count: int) -> None:
         self.held += count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
-from fastmtcp.engine.limits import Limits
+from fastmtcp.engine.limits import STREAM_COST, Limits
 from fastmtcp.engine.quota import Bucket, Holding
 from fastmtcp.engine.streams.flow_control import WindowPool
 from fastmtcp.engine.streams.ids import StreamIds
@@ -103,7 +103,7 @@ class StreamTable:
             del self.waiting[stream]
         else:
             del self.streams[stream.stream_id]
-            self.holding.client.streams -= 1
+            self._count(-1)
             self.streams_opened -= 1
         self.updated.pop(stream, None)
         self.memory.forget(stream)
@@ -186,7 +186,7 @@ class StreamTable:
         stream = self.parting.pop(stream_id, None)
         if stream is not None:
             self.stop_sending(stream)
-            self.holding.client.streams -= 1
+            self._count(-1)
 
     def stop_sending(self, stream: Stream) -> None:
         """Nothing that was written is sent any more."""
@@ -197,7 +197,7 @@ class StreamTable:
     def forget(self, stream: Stream) -> None:
         """The stream is finished or was reset: it gives back what it holds."""
         if self.streams.pop(stream.stream_id, None) is not None:
-            self.holding.client.streams -= 1
+            self._count(-1)
         elif stream in self.waiting:
             del self.waiting[stream]
         else:
@@ -225,6 +225,11 @@ class StreamTable:
         self.memory.let_go(weight)
 
     @property
+    def skipped(self) -> int:
+        """How many ids the peer has skipped, which are remembered."""
+        return self._ids.skipped
+
+    @property
     def held(self) -> int:
         """Bytes of all streams that are kept for a possible reinjection."""
         tables = (self.streams.values(), self.parting.values(), self.waiting)
@@ -244,7 +249,11 @@ class StreamTable:
 
     def _add(self, stream: Stream) -> None:
         self.streams[stream.stream_id] = stream
-        self.holding.client.streams += 1
+        self._count(1)
+
+    def _count(self, more: int) -> None:
+        self.holding.client.streams += more
+        self.holding.add(more * STREAM_COST)
 
     def _receive_side(self) -> ReceiveSide:
         return ReceiveSide(self._limits, self.windows, self.gaps, self.holding)

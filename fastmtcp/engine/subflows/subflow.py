@@ -69,6 +69,8 @@ class Subflow:
         "bytes_received",
         "bytes_sent",
         "cause",
+        "cost",
+        "counted",
         "created_at",
         "delivery",
         "guard",
@@ -90,6 +92,7 @@ class Subflow:
         "subflow_id",
         "suspect_since",
         "through",
+        "unsent",
     )
 
     def __init__(
@@ -134,6 +137,10 @@ class Subflow:
         self.progress_at = now
         """When the other kernel last acknowledged something, or there was nothing to."""
         self.peer_window = -1
+        self.unsent = 0
+        """Bytes that its socket has not taken, when last looked at."""
+        self.cost = self.counted = 0
+        """Bytes of memory that it takes in any case, and that are counted for it."""
 
     # --- its state ------------------------------------------------------------------------
 
