@@ -28,7 +28,8 @@ def run_client(config: ClientConfig) -> int:
     # Ports has the unix sockets last.
     ways = sorted(config.ways_in, key=lambda way: isinstance(way.place, UnixPath))
     ports = prepare(config, [way.place for way in ways])
-    limits = within(config.session_limits(), cgroup.memory_limit(), config.worker_count())
+    workers = config.worker_count()
+    limits = within(config.session_limits(), cgroup.memory_limit(), workers)
 
     def make(index: int, loop: Loop, channel: Channel) -> ClientService:
         def on_pool(up: int, wanted: int, trouble: str) -> None:
@@ -36,7 +37,7 @@ def run_client(config: ClientConfig) -> int:
 
         sockets = zip(ports.owners, ports.of(index), strict=True)
         ways_in = [(ways[owner], sock) for owner, sock in sockets]
-        service = ClientService(loop, config, own, ways_in, on_pool, limits, proxy_login)
+        service = ClientService(loop, config, own, ways_in, on_pool, limits, proxy_login, workers)
         service.on_sessions = lambda sessions: channel.send(Sessions(sessions))
         channel.on_left = service.end_left
         if own.tls is not None and own.tls.files:

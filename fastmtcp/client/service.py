@@ -63,15 +63,18 @@ class ClientService:
         on_pool: Callable[[int, int, str], None],
         limits: Limits | None = None,
         login: Login | None = None,
+        workers: int = 1,
     ) -> None:
         """The sockets of `ways_in` are bound; `on_pool(up, wanted, trouble)` hears of every
-        change. `login` is what applications must give to the proxy."""
+        change. `login` is what applications must give to the proxy, and
+        `workers` how many the client has."""
         self._loop = loop
         self._config = config
         self._credentials = credentials
         self._limits = limits or config.session_limits()
         self._memory = Memory(self._limits.worker_memory)
         self._on_pool = on_pool
+        self._workers = workers
         self._pool = BufferPool(soft_limit=self._limits.slab_memory)
         self._resolver = Resolver(loop)
         found = local_addresses()
@@ -252,6 +255,7 @@ class ClientService:
             self._memory,
             self._on_change,
             self._on_session_ended,
+            self._workers,
         )
         session.driver.on_draining = partial(self._on_draining, session)
         session.driver.on_returned = partial(self._on_returned, session)

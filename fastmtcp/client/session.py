@@ -39,9 +39,10 @@ class ClientSession:
         memory: Memory,
         on_change: Callable[[], None],
         on_ended: Callable[[ClientSession, str], None],
+        sessions: int = 1,
     ) -> None:
-        """`memory` is the worker's. `on_change` is called when a subflow comes or goes,
-        `on_ended` once at the end."""
+        """`memory` is the worker's, `sessions` how many the client has in all its workers.
+        `on_change` is called when a subflow comes or goes, `on_ended` once at the end."""
         self.session = Session(
             opener=True,
             limits=limits,
@@ -50,6 +51,7 @@ class ClientSession:
             memory=memory,
         )
         self.driver = SessionDriver(loop, buffers, self.session, _unexpected, self._on_driver_ended)
+        self._sessions = sessions
         self.closing = False
         """True once it connects no more."""
         self._on_ended = on_ended
@@ -115,7 +117,9 @@ class ClientSession:
         self.driver.end(SessionCode.NORMAL, reason)
 
     def _on_created(self, grant: Grant) -> None:
-        self.session.set_peer_limits(grant.floor_window, grant.max_streams, grant.opens_per_second)
+        # The server counts the streams that all of them open.
+        opens = grant.opens_per_second / self._sessions
+        self.session.set_peer_limits(grant.floor_window, grant.max_streams, opens)
         self.driver.progress()
 
     def _on_unknown(self) -> None:

@@ -24,9 +24,6 @@ from fastmtcp.security.tls import Tls
 
 log = logging.getLogger("fastmtcp.session")
 
-_ROUNDS = 64
-"""Chunks sent in one go before other sessions and sockets of the worker get their turn."""
-
 
 class SessionDriver:
     """The io side of a session.
@@ -42,7 +39,9 @@ class SessionDriver:
         session: Session,
         on_opened: Callable[[Stream], None],
         on_ended: Callable[[SessionCode, str], None],
+        turn: Turn | None = None,
     ) -> None:
+        """`turn` is that of all sessions of the peer; without one it has only this."""
         self.loop = loop
         self.pool = pool
         self.session = session
@@ -63,7 +62,7 @@ class SessionDriver:
         self._timer: Timer | None = None
         self._measuring = False
         self._busy = False
-        self._turn = Turn(loop, self.progress)
+        self._turn = turn or Turn(loop)
         session.holding.give_up = self._give_up
         self._set_timer()
 
@@ -149,7 +148,7 @@ class SessionDriver:
             self.end(error.code, str(error))
             return
         self._turn.spend(self.session.work_left)
-        source.rest = view[taken:] if taken < len(view) else None
+        source.keep(view, taken)
         # Pass data on while it is still in the cache.
         self.progress()
 
@@ -188,20 +187,21 @@ class SessionDriver:
         session = self.session
         sockets = self.sockets
         now = self.loop.now
-        rounds = 0
+        turn = self._turn
+        turn.begin()
         events = session.take_events()
         while True:
             if events is not None:
                 self._handle(events)
+            if turn.chunks <= 0:
+                turn.send_later(self.progress)
+                break
             subflow = session.pick(now)
             if subflow is not None:
                 buffers, size = session.pull(subflow, now)
                 if size:
                     sockets[subflow].send(buffers, size)
-                    rounds += 1
-                    if rounds >= _ROUNDS:
-                        self.loop.call_soon(self.progress)
-                        break
+                    turn.chunks -= 1
             events = session.take_events()
             if events is None and subflow is None:
                 break

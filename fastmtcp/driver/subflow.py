@@ -9,6 +9,7 @@ from typing import Protocol
 
 from fastmtcp.driver.tcp_info import sample
 from fastmtcp.driver.turn import Turn
+from fastmtcp.engine.limits import KIB
 from fastmtcp.engine.subflows.rate import Sample, reported
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.buffers import Buffer, BufferPool
@@ -18,6 +19,10 @@ from fastmtcp.security.tls import Tls
 
 _READS = 8
 """Reads in a row before other sockets get their turn."""
+
+_CRUMB = 16 * KIB
+"""Bytes that are read at a time from a client that has sent more than can be handled: what lies
+there unhandled is memory, and it may have many connections."""
 
 _IOV_MAX = 1000
 """Buffers for one call. More than 1024 are refused (sendmsg(2)); what has to wait for the next call
@@ -122,6 +127,8 @@ class SubflowSocket:
             if self.rest is not None or not turn.may_read:
                 break
             space = pool.reserve()
+            if turn.rests:
+                space = space[:_CRUMB]
             try:
                 if tls is None:
                     count = self._sock.recv_into(space)
@@ -149,6 +156,17 @@ class SubflowSocket:
         if self.rest is not None and not self.closed and self._turn.may_read:
             self._events.received(self, self.rest)
         self.read()
+        if not self.closed:
+            self._events.progress()
+
+    def keep(self, view: memoryview, taken: int) -> None:
+        """Of `view`, which was read, the first `taken` bytes were handled. The others are for
+        later, and do not keep the whole slab for as long."""
+        had, self.rest = self.rest, None
+        if taken < len(view) and not self.closed:
+            left = view[taken:]
+            self.rest = memoryview(bytes(left)) if had is None else left
+        self._turn.rests += (self.rest is not None) - (had is not None)
 
     def addresses(self) -> tuple[str, str]:
         """The local and the remote one; empty once the connection is gone."""
@@ -203,6 +221,7 @@ class SubflowSocket:
         self.closed = True
         self._loop.unwatch(self._fd)
         self._out = []
+        self._turn.rests -= self.rest is not None
         self.rest = None
         if reset:
             abort(self._sock)

@@ -1,44 +1,54 @@
-"""A session's share of one turn of the loop, and who goes on in the next."""
+"""A client's share of one turn of the loop, and who goes on in the next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
-from fastmtcp.engine.limits import READ_WORK, TURN_WORK
+from fastmtcp.engine.limits import READ_WORK, TURN_CHUNKS, TURN_WORK
 from fastmtcp.io.loop import Loop
 
 
 class Reader(Protocol):
-    """Whoever reads for the session."""
+    """Whoever reads for a session."""
 
     def read_on(self) -> None:
         """Go on where reading has stopped."""
 
 
 class Turn:
-    """Counts the work that a session does in a turn of the loop: whatever its peer sends, the other
-    sessions of the worker have their turns.
+    """Counts the work that the sessions of a client do together in a turn of the loop: whatever the
+    client sends or asks for, and in however many sessions, others have their turns.
 
-    `progress()` is called when those that had to wait have read.
+    Those that have to wait go on in the order in which they came.
     """
 
-    __slots__ = ("_at", "_loop", "_progress", "_waiting", "work")
+    __slots__ = ("_at", "_loop", "_readers", "_senders", "_waits", "chunks", "rests", "work")
 
-    def __init__(self, loop: Loop, progress: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._progress = progress
         self._at = 0.0
-        self._waiting: dict[Reader, None] = {}
+        self._readers: dict[Reader, None] = {}
+        self._senders: dict[Callable[[], None], None] = {}
+        self._waits = False
         self.work = TURN_WORK
-        """What is left of the share."""
+        """What is left of the share for what comes in."""
+        self.chunks = TURN_CHUNKS
+        """What is left of the share for what goes out."""
+        self.rests = 0
+        """How many sockets have read what could not be handled yet: they read little at a time."""
 
-    @property
-    def may_read(self) -> bool:
-        """False if the session has had its share of this turn of the loop: others are next."""
+    def begin(self) -> None:
+        """Have a new share if this is another turn than the last time."""
         if self._at != self._loop.now:
             self._at = self._loop.now
             self.work = TURN_WORK
+            self.chunks = TURN_CHUNKS
+
+    @property
+    def may_read(self) -> bool:
+        """False if the client has had its share of this turn of the loop: others are next."""
+        self.begin()
         return self.work > 0
 
     def spend(self, left: int) -> None:
@@ -47,19 +57,34 @@ class Turn:
 
     def read_later(self, reader: Reader) -> None:
         """Let `reader` read on in the next turn of the loop, behind those that wait already."""
-        if reader not in self._waiting:
-            if not self._waiting:
-                self._loop.call_soon(self._read_on)
-            self._waiting[reader] = None
+        self._wait()
+        self._readers[reader] = None
 
-    def _read_on(self) -> None:
-        waiting = self._waiting
-        for _ in range(len(waiting)):
+    def send_later(self, send: Callable[[], None]) -> None:
+        """Call `send` in the next turn of the loop, behind those that wait already."""
+        self._wait()
+        self._senders[send] = None
+
+    def _wait(self) -> None:
+        if not self._waits:
+            self._waits = True
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        readers, senders = self._readers, self._senders
+        for _ in range(len(readers)):
             if not self.may_read:
                 break
-            reader = next(iter(waiting))
-            del waiting[reader]
+            reader = next(iter(readers))
+            del readers[reader]
             reader.read_on()
-        if waiting:
-            self._loop.call_soon(self._read_on)
-        self._progress()
+        for _ in range(len(senders)):
+            self.begin()
+            if self.chunks <= 0:
+                break
+            send = next(iter(senders))
+            del senders[send]
+            send()
+        self._waits = bool(readers or senders)
+        if self._waits:
+            self._loop.call_soon(self._go_on)

@@ -97,7 +97,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A session without any subflow keeps its streams this long. A setting of its own."""
 
     opens_per_second: float = 5000.0
-    """Streams that one session may open in a second, and at once; 0 is any number. Each is a
+    """Streams that one client may open in a second, and at once; 0 is any number. Each is a
     connection to a target, which a flood of OPEN and RESET would hit."""
 
     session_idle_timeout: float = 0.0
@@ -201,9 +201,16 @@ MEMORY_SHARE = 4
 """A session takes at most this part of what is left of its worker's memory at a time: the first to
 come cannot take it all."""
 
+CLIENT_SHARE = 3
+"""A client holds at most this many times what is left of its worker's memory: one alone has three
+quarters of it, and whoever comes then finds as much as it asks for."""
+
 TURN_WORK = 500
-"""Frames of one session that are handled in a turn of the loop. Single bytes, PINGs and the like in
-their thousands must not make the other sessions of the worker wait."""
+"""Frames of one client, in all its sessions, that are handled in a turn of the loop. Single bytes,
+PINGs and the like in their thousands must not make the other clients of the worker wait."""
+
+TURN_CHUNKS = 64
+"""Chunks that are sent to one client, in all its sessions, in a turn of the loop."""
 
 OPEN_WORK = 20
 """An OPEN costs as much as this many other frames: a connection to the target is made for it."""

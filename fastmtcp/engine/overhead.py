@@ -37,8 +37,10 @@ class Overhead:
         self._count(subflow, 0)
 
     def weigh(self, subflow: Subflow) -> None:
-        """Count what `subflow` carries and what its socket does not take."""
-        self._count(subflow, subflow.cost + RANGE_COST * len(subflow.inflight) + subflow.unsent)
+        """Count what `subflow` carries, what was read and not handled, and what its socket does not
+        take."""
+        bytes_ = subflow.unread + subflow.unsent
+        self._count(subflow, subflow.cost + RANGE_COST * len(subflow.inflight) + bytes_)
 
     def check(self) -> None:
         """Count what waits to be said and what is remembered of streams, and make room if the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmtcp.engine.limits import MEMORY_SHARE
+from fastmtcp.engine.limits import CLIENT_SHARE, MEMORY_SHARE
 
 _UNLIMITED = 1 << 62
 
@@ -21,9 +21,9 @@ class Memory:
 
     @property
     def spare(self) -> int:
-        """What one session may take of it at a time. The last eighth is for what cannot be
-        refused: bytes that the peers have credit for, and a little to send for everybody."""
-        return max(0, self.free - (self.size >> 3)) // MEMORY_SHARE
+        """What is left of it. The last eighth is for what cannot be refused: bytes that the peers
+        have credit for, and a little to send for everybody."""
+        return max(0, self.free - (self.size >> 3))
 
     def make_room(self) -> None:
         """It is used up: end the session that is to go."""
@@ -33,10 +33,7 @@ class Memory:
     def most(self) -> Holding:
         """The largest holding of the client that holds most in all its sessions: a client with
         many small sessions must not drive out another that has one large session."""
-        clients: dict[ClientQuota, int] = {}
-        for holding in self.holdings:
-            clients[holding.client] = clients.get(holding.client, 0) + holding.bytes
-        client = max(clients, key=clients.__getitem__)
+        client = max((holding.client for holding in self.holdings), key=lambda one: one.bytes)
         return max(
             (holding for holding in self.holdings if holding.client is client),
             key=lambda holding: holding.bytes,
@@ -47,11 +44,31 @@ class ClientQuota:
     """What all sessions of one client have in this worker. The caller knows which sessions are one
     client's: those that use the same key."""
 
-    __slots__ = ("max_streams", "max_subflows", "sessions", "streams", "subflows")
+    __slots__ = (
+        "bytes",
+        "max_streams",
+        "max_subflows",
+        "opens",
+        "refused",
+        "sessions",
+        "streams",
+        "subflows",
+    )
 
-    def __init__(self, max_streams: int = _UNLIMITED, max_subflows: int = _UNLIMITED) -> None:
+    def __init__(
+        self,
+        max_streams: int = _UNLIMITED,
+        max_subflows: int = _UNLIMITED,
+        opens: Bucket | None = None,
+    ) -> None:
+        """`opens` is how many streams it may open in a second; without it any number."""
         self.max_streams = max_streams
         self.max_subflows = max_subflows
+        self.opens = opens or Bucket(0, 0.0)
+        self.refused: dict[str, int] = {}
+        """How many of its streams were refused, by the limit that was hit."""
+        self.bytes = 0
+        """What its sessions hold."""
         self.sessions = 0
         self.streams = 0
         self.subflows = 0
@@ -60,6 +77,15 @@ class ClientQuota:
     def subflows_left(self) -> int:
         """How many more it may have."""
         return self.max_subflows - self.subflows
+
+    def refuse(self, limit: str) -> None:
+        """One of its streams is refused for `limit`."""
+        self.refused[limit] = self.refused.get(limit, 0) + 1
+
+    def take_refused(self) -> dict[str, int]:
+        """How many were refused since the last call."""
+        refused, self.refused = self.refused, {}
+        return refused
 
 
 class Holding:
@@ -77,7 +103,16 @@ class Holding:
     def add(self, count: int) -> None:
         """`count` bytes more, or less if it is negative."""
         self.bytes += count
+        self.client.bytes += count
         self.memory.free -= count
+
+    @property
+    def spare(self) -> int:
+        """What the session may take of the worker's memory at a time. A client that has more than
+        CLIENT_SHARE times what is left for others takes no more, in however many sessions."""
+        left = self.memory.spare
+        of_client = (CLIENT_SHARE * left - self.client.bytes) // (CLIENT_SHARE + 1)
+        return max(0, min(left // MEMORY_SHARE, of_client))
 
 
 class Bucket:

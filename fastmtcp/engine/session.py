@@ -20,7 +20,7 @@ from fastmtcp.engine.outbound import Outbound
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.overhead import Overhead
 from fastmtcp.engine.peer import PeerState
-from fastmtcp.engine.quota import ClientQuota, Holding, Memory
+from fastmtcp.engine.quota import Bucket, ClientQuota, Holding, Memory
 from fastmtcp.engine.resets import Resets
 from fastmtcp.engine.scheduling import watch
 from fastmtcp.engine.scheduling.demand import Demand
@@ -58,10 +58,11 @@ class Session:
         self.opener = opener
         self.limits = limits
         self.peer = PeerState(peer_floor, peer_streams)
+        client = client or ClientQuota(opens=Bucket(limits.opens_per_second, now))
         self.holding = Holding(memory, client)
         self.holding.give_up = self.give_up
         self.holding.memory.holdings.add(self.holding)
-        self.table = StreamTable(self, limits, self.holding, opener=opener, now=now)
+        self.table = StreamTable(self, limits, self.holding, opener=opener)
         self.subflows: dict[int, Subflow] = {}
         self.ended: tuple[SessionCode, str] | None = None
         """Why the session ended; everything in it was reset."""
@@ -138,11 +139,6 @@ class Session:
         self._gone, self._parted = [], []
         self._end = None
         return events
-
-    def take_refused(self) -> dict[str, int]:
-        """How many streams of the peer were refused since the last call, by the limit hit."""
-        refused, self.table.refused = self.table.refused, {}
-        return refused
 
     # --- subflows -----------------------------------------------------------------------
 
@@ -353,7 +349,10 @@ class Session:
         """
         self._now = now
         taken = self._inbound.receive(subflow, view, now, work)
-        if self._inbound.work_left <= 0 or self.holding.memory.free < 0:
+        flood = self._inbound.work_left <= 0 or subflow.unread
+        if (flood or self.holding.memory.free < 0) and self.ended is None:
+            subflow.unread = len(view) - taken
+            self._overhead.weigh(subflow)
             self._overhead.check()
         return taken
 

@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from fastmtcp.config import targets
 from fastmtcp.config.limits import ServerLimits
@@ -13,8 +14,9 @@ from fastmtcp.config.server import ServerConfig
 from fastmtcp.config.targets import Rule
 from fastmtcp.driver.drain import Drain
 from fastmtcp.driver.session import SessionDriver
+from fastmtcp.driver.turn import Turn
 from fastmtcp.endpoint import ANY_HOST, Endpoint
-from fastmtcp.engine.quota import ClientQuota, Memory
+from fastmtcp.engine.quota import Bucket, ClientQuota, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.streams.stream import Stream
@@ -47,7 +49,14 @@ log = logging.getLogger("fastmtcp.server")
 
 _TICK = 0.5
 _REPORT = 1.0
-"""Seconds between two log lines about streams that one session was refused."""
+"""Seconds between two log lines about streams that one client was refused."""
+
+
+class Shared(NamedTuple):
+    """What all sessions of one client have together in this worker."""
+
+    quota: ClientQuota
+    turn: Turn
 
 
 class ServerService:
@@ -77,7 +86,7 @@ class ServerService:
         # Names that clients choose, which may hang, hold up no look-up of our own target.
         self._chosen = Resolver(loop)
         self._memory = Memory(self._limits.worker_memory)
-        self._clients: dict[str, ClientQuota] = {}
+        self._clients: dict[str, Shared] = {}
         self._sessions: dict[bytes, ServerSession] = {}
         self._lingering: set[ServerSession] = set()
         self.past = Totals()
@@ -174,7 +183,7 @@ class ServerService:
                 raise RefusedError(RefuseCode.DRAINING, "the server is shutting down")
             if len(self._sessions) >= self._limits.max_sessions:
                 raise RefusedError(RefuseCode.LIMIT, "too many sessions")
-            self._check_subflows(self._client(request.client))
+            self._check_subflows(self._client(request.client).quota)
             return self._new_session(handshake, request.client, peer)
         session = self._sessions.get(request.session)
         if session is None:
@@ -194,16 +203,22 @@ class ServerService:
 
     # --- sessions -----------------------------------------------------------------------------
 
-    def _client(self, name: str) -> ClientQuota:
+    def _client(self, name: str) -> Shared:
         """What the sessions of a client share."""
-        limits = self._limits
-        return self._clients.setdefault(
-            name, ClientQuota(limits.max_client_streams, limits.max_client_subflows)
-        )
+        found = self._clients.get(name)
+        if found is None:
+            limits = self._limits
+            quota = ClientQuota(
+                limits.max_client_streams,
+                limits.max_client_subflows,
+                Bucket(limits.opens_per_second, self._loop.now),
+            )
+            found = self._clients[name] = Shared(quota, Turn(self._loop))
+        return found
 
     def _new_session(self, handshake: ServerHandshake, client: str, peer: str) -> ServerSession:
         shared = self._client(client)
-        if shared.sessions >= self._limits.max_client_sessions:
+        if shared.quota.sessions >= self._limits.max_client_sessions:
             raise RefusedError(RefuseCode.LIMIT, "too many sessions of this client")
         session_id = new_session_id(self._index)
         engine = Session(
@@ -211,15 +226,16 @@ class ServerService:
             limits=self._limits,
             now=self._loop.now,
             memory=self._memory,
-            client=shared,
+            client=shared.quota,
         )
-        shared.sessions += 1
+        shared.quota.sessions += 1
         driver = SessionDriver(
             self._loop,
             self._pool,
             engine,
             partial(self._on_opened, session_id),
             partial(self._on_session_ended, session_id),
+            shared.turn,
         )
         session = ServerSession(
             session_id, handshake.session_secret(), driver, client, handshake.verifier, peer
@@ -282,15 +298,11 @@ class ServerService:
         """Say once a second what was refused, however much it is."""
         if self._drain.over:
             return  # a timer of the loop would keep this service for as long as that runs
-        for session_id, session in self._sessions.items():
-            for limit, count in session.session.take_refused().items():
-                log.warning(
-                    "session %s: %d streams refused: the limit is %s = %g",
-                    session_id.hex()[:12],
-                    count,
-                    limit,
-                    getattr(self._limits, limit),
-                )
+        for name, client in self._clients.items():
+            for limit, count in client.quota.take_refused().items():
+                most = getattr(self._limits, limit)
+                who = f"client {name}: " if name else ""
+                log.warning("%s%d streams refused: the limit is %s = %g", who, count, limit, most)
         self._loop.call_later(_REPORT, self._report)
 
     # --- the end ------------------------------------------------------------------------------

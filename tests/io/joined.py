@@ -9,6 +9,7 @@ from types import TracebackType
 from fastmtcp.driver.relay import Relay
 from fastmtcp.driver.session import SessionDriver
 from fastmtcp.driver.subflow import SubflowSocket
+from fastmtcp.driver.turn import Turn
 from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
@@ -23,7 +24,9 @@ from tests.io.net import WAIT, Background, run_until, tcp_pair
 class Side:
     """One end of the session."""
 
-    def __init__(self, loop: Loop, limits: Limits, *, opener: bool) -> None:
+    def __init__(
+        self, loop: Loop, limits: Limits, *, opener: bool, turn: Turn | None = None
+    ) -> None:
         self.pool = BufferPool()
         self.session = Session(
             opener=opener,
@@ -35,7 +38,9 @@ class Side:
         self.opened: list[Stream] = []
         self.ended: list[tuple[SessionCode, str]] = []
         self.lost: list[str] = []
-        self.driver = SessionDriver(loop, self.pool, self.session, self._on_opened, self._on_ended)
+        self.driver = SessionDriver(
+            loop, self.pool, self.session, self._on_opened, self._on_ended, turn
+        )
         self.on_opened: Callable[[Stream], None] = self.opened.append
 
     def _on_opened(self, stream: Stream) -> None:

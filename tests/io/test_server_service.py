@@ -38,6 +38,7 @@ from tests.unit.wire import parse
 
 KEY = bytes(range(32))
 IDENTITY = Identity.from_key(UNNAMED, KEY)
+A, B = (Identity.from_key(name, KEY) for name in ("a", "b"))
 INDEX = 5
 LIMITS = ServerLimits(max_subflows=3)
 
@@ -239,6 +240,18 @@ def test_too_many_sessions(server: Server) -> None:
     assert server.shake(membership).grant is not None
 
 
+def test_the_sessions_of_a_client_share_what_it_may_have(server: Server) -> None:
+    server.service.set_clients({"a": A.verifier, "b": B.verifier})
+    for identity in (A, A, B):
+        server.shake(identity=identity)
+    of_a, also_of_a, of_b = server.service._sessions.values()
+    assert of_a.session.holding.client is also_of_a.session.holding.client
+    assert of_a.driver._turn is also_of_a.driver._turn
+    assert of_a.session.holding.client is not of_b.session.holding.client
+    assert of_a.driver._turn is not of_b.driver._turn
+    assert of_a.session.holding.client.opens.rate == LIMITS.opens_per_second
+
+
 @pytest.mark.parametrize("server", [ServerLimits(max_client_subflows=10)], indirect=True)
 def test_too_many_subflows_of_one_client_in_all_its_sessions(server: Server) -> None:
     first, second = server.new_session(), server.new_session()
@@ -369,7 +382,7 @@ def test_refused_streams_are_counted_in_one_line(
 
 def refusals(caplog: pytest.LogCaptureFixture) -> list[int]:
     """How many streams each line says were refused."""
-    pattern = r"session \w{12}: (\d+) streams refused: the limit is opens_per_second = 5"
+    pattern = r"(\d+) streams refused: the limit is opens_per_second = 5"
     return [int(count) for count in re.findall(pattern, caplog.text)]
 
 

@@ -44,7 +44,7 @@ class Sending:
         self.lost_by: list[str] = []
         self.heard = bytearray()
         self.subflow = Subflow(0, self.loop.now)
-        turn_of = Turn(self.loop, self.progress)
+        turn_of = Turn(self.loop)
         pool = BufferPool()
         self.socket = SubflowSocket(
             self.loop, pool, turn_of, self, self.sock, self.subflow, "peer", None

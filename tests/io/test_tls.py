@@ -534,7 +534,7 @@ class TestKeysWithoutEnd:
             def progress(self) -> None: ...
 
         near.sendall(b"".join(b"".join(client.seal([b"x"])[0]) for _ in range(70)))
-        turn_of = Turn(loop, lambda: None)
+        turn_of = Turn(loop)
         subflow = Subflow(0, loop.now)
         sock = SubflowSocket(loop, BufferPool(), turn_of, Session(), far, subflow, "", None, server)
         run_until(loop, lambda: sum(map(len, got)) == 70)
@@ -569,7 +569,7 @@ def test_a_subflow_knows_what_is_on_the_wire(files: Files) -> None:
         def lost(self, source: SubflowSocket, reason: str) -> None: ...
         def progress(self) -> None: ...
 
-    turn_of = Turn(loop, lambda: None)
+    turn_of = Turn(loop)
     sock = SubflowSocket(loop, BufferPool(), turn_of, Nobody(), theirs, subflow, "", None, client)
     with ours:
         sock.send([bytes(50_000), bytes(10)], 50_010)

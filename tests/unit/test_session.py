@@ -493,7 +493,7 @@ def test_streams_over_the_limit_are_refused() -> None:
     pair.exchange()
     assert [stream.stream_id for stream in streams] == [0, 1, NO_ID, NO_ID]
     assert len(opened(pair.server)) == len(pair.server.streams) == 2
-    assert pair.server.take_refused() == {"max_streams": 2}
+    assert pair.server.holding.client.take_refused() == {"max_streams": 2}
 
 
 def test_both_sides_reset_at_once() -> None:

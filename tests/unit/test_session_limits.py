@@ -15,7 +15,7 @@ from fastmtcp.engine.limits import (
     SUBFLOW_COST,
     Limits,
 )
-from fastmtcp.engine.quota import Bucket, ClientQuota, Memory
+from fastmtcp.engine.quota import Bucket, ClientQuota, Holding, Memory
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import BUFFER_COST
 from fastmtcp.engine.wire.codec import FrameReader
@@ -55,7 +55,7 @@ def test_more_opens_than_allowed_in_a_second_are_reset_and_counted() -> None:
     session = server(Limits(opens_per_second=10))
     feed(session, opens(0, 15))
     assert len(opened(session)) == 10
-    assert session.take_refused() == {"opens_per_second": 5}
+    assert session.holding.client.take_refused() == {"opens_per_second": 5}
     resets = [f for f, _ in frames_of(collect(session, START)) if isinstance(f, Reset)]
     assert resets == [Reset(number, ResetCode.LIMIT) for number in range(10, 15)]
     # Those that are there go on, and later new ones may come.
@@ -65,6 +65,21 @@ def test_more_opens_than_allowed_in_a_second_are_reset_and_counted() -> None:
     assert len(opened(session)) == 5
 
 
+def test_the_opens_of_one_client_are_counted_over_all_its_sessions() -> None:
+    limits = Limits(opens_per_second=10)
+    client, other = (ClientQuota(opens=Bucket(10, START)) for _ in range(2))
+    first, second = server(limits, client=client), server(limits, client=client)
+    stranger = server(limits, client=other)
+    for session in (first, second, stranger):
+        feed(session, opens(0, 6))
+    assert [len(one.streams) for one in (first, second, stranger)] == [6, 4, 6]
+    # And what was refused, as it is told once for all of them.
+    assert client.take_refused() == {"opens_per_second": 2}
+    assert client.take_refused() == other.take_refused() == {}
+    feed(second, opens(6, 6), START + 0.5)
+    assert len(second.streams) == 9
+
+
 def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
     client, other = ClientQuota(max_streams=10), ClientQuota(max_streams=10)
     first, second, stranger = server(client=client), server(client=client), server(client=other)
@@ -72,8 +87,8 @@ def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
     feed(second, opens(0, 6))
     feed(stranger, opens(0, 6))
     assert [len(one.streams) for one in (first, second, stranger)] == [6, 4, 6]
-    assert second.take_refused() == {"max_client_streams": 2}
-    assert first.take_refused() == stranger.take_refused() == {}
+    assert second.holding.client.take_refused() == {"max_client_streams": 2}
+    assert first.holding.client.take_refused() == stranger.holding.client.take_refused() == {}
     feed(first, pack(Reset(0, 0)))
     feed(second, opens(6, 2))
     assert len(second.streams) == 5
@@ -86,7 +101,7 @@ def test_the_streams_of_one_client_are_counted_over_all_its_sessions() -> None:
 def test_more_streams_at_once_than_allowed_are_reset_and_counted() -> None:
     session = server(Limits(max_streams=3))
     feed(session, opens(0, 5))
-    assert session.take_refused() == {"max_streams": 2}
+    assert session.holding.client.take_refused() == {"max_streams": 2}
     assert len(session.streams) == 3
 
 
@@ -160,6 +175,25 @@ def test_of_many_clients_the_one_with_most_has_to_go_not_the_largest_session() -
         fill(session, 10)
     assert honest.ended is None
     assert sum(session.ended is not None for session in crowd) == 1
+
+
+def test_the_memory_of_one_client_is_counted_over_all_its_sessions() -> None:
+    """Three quarters of what is there for all, in one session or in many."""
+    memory = Memory(64 * MIB)
+    client, other = ClientQuota(), ClientQuota()
+    holdings = [Holding(memory, client) for _ in range(100)]
+    for _ in range(10):
+        for holding in holdings:
+            holding.add(holding.spare)
+    assert 42 * MIB - 8 < client.bytes <= 42 * MIB
+    assert sum(holding.bytes for holding in holdings) == client.bytes
+    assert all(holding.spare == 0 for holding in holdings)
+    honest = Holding(memory, other)
+    assert 14 * MIB // 4 <= honest.spare < 14 * MIB // 4 + 8
+    honest.add(honest.spare)
+    assert honest.spare > 2 * MIB
+    holdings[0].add(-client.bytes)
+    assert holdings[1].spare == memory.spare // 4
 
 
 def test_windows_grow_no_more_when_little_memory_is_left() -> None:

@@ -42,7 +42,7 @@ def test_a_stream_too_many_waits_with_its_bytes_until_one_ends() -> None:
     pair.exchange()
     (theirs,) = opened(pair.server)
     assert (third.stream_id, ready_bytes(theirs)) == (2, b"2")
-    assert pair.server.take_refused() == {}
+    assert pair.server.holding.client.take_refused() == {}
 
 
 def test_a_client_that_paces_its_opens_is_never_refused() -> None:
@@ -59,7 +59,7 @@ def test_a_client_that_paces_its_opens_is_never_refused() -> None:
         pair.flush(pair.client)
         there += len(opened(pair.server))
     assert there == 100
-    assert pair.server.take_refused() == {}
+    assert pair.server.holding.client.take_refused() == {}
     assert ids(streams) == list(range(100))
 
 
@@ -79,7 +79,7 @@ def test_what_was_held_up_on_the_way_is_not_too_much_when_it_comes_at_once() -> 
             for data in held:
                 feed(server, data, now)
             held.clear()
-    assert server.take_refused() == {}
+    assert server.holding.client.take_refused() == {}
     assert len(server.streams) > 1400
 
 

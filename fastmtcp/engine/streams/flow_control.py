@@ -13,7 +13,7 @@ moment, grows on trial.
 from __future__ import annotations
 
 from fastmtcp.engine.limits import MIB, Limits
-from fastmtcp.engine.quota import Memory
+from fastmtcp.engine.quota import Holding
 
 _LARGE = 4 * MIB
 _MOMENT = 0.02
@@ -33,17 +33,17 @@ _TRY_AGAIN = 5.0
 class WindowPool:
     """Memory that the windows of one session share beyond their floors."""
 
-    __slots__ = ("_memory", "free")
+    __slots__ = ("_holding", "free")
 
-    def __init__(self, size: int, memory: Memory | None = None) -> None:
+    def __init__(self, size: int, holding: Holding | None = None) -> None:
         self.free = size
-        self._memory = memory or Memory()
+        self._holding = holding or Holding()
 
     def take(self, want: int) -> int:
         """Grant up to `want` bytes, never more than half of what is left: late streams get less
         than early ones, but the pool is never empty for them. Nor more than a share of what is
-        left in the worker."""
-        granted = max(0, min(want, self.free // 2, self._memory.spare))
+        left in the worker to its client."""
+        granted = max(0, min(want, self.free // 2, self._holding.spare))
         self.free -= granted
         return granted
 

@@ -36,7 +36,7 @@ class SendMemory:
     def room(self, stream: Stream, want: int) -> int:
         """Up to `want` bytes that `stream` may add now. If it gets less, it is woken later."""
         left = self._limits.send_buffer - self.held
-        worker = max(self._holding.memory.spare, MIN_SEND_ROOM - self.held)
+        worker = max(self._holding.spare, MIN_SEND_ROOM - self.held)
         if min(left, worker) < want:
             self._starved[stream] = None
             want = min(want, worker, max(left, OWN_SEND_ROOM - stream.send.held))

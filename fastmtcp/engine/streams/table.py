@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 
 from fastmtcp.engine.limits import STREAM_COST, Limits
-from fastmtcp.engine.quota import Bucket, Holding
+from fastmtcp.engine.quota import Holding
 from fastmtcp.engine.streams.flow_control import WindowPool
 from fastmtcp.engine.streams.ids import StreamIds
 from fastmtcp.engine.streams.reassembly import GapPool
@@ -23,7 +23,6 @@ class StreamTable:
         "_handed",
         "_ids",
         "_limits",
-        "_opens",
         "_owner",
         "_past_received",
         "_past_sent",
@@ -35,7 +34,6 @@ class StreamTable:
         "opened",
         "opener",
         "parting",
-        "refused",
         "streams",
         "streams_opened",
         "updated",
@@ -44,7 +42,7 @@ class StreamTable:
     )
 
     def __init__(
-        self, owner: StreamOwner, limits: Limits, holding: Holding, *, opener: bool, now: float
+        self, owner: StreamOwner, limits: Limits, holding: Holding, *, opener: bool
     ) -> None:
         """`opener` is true at the client, the only side that opens streams."""
         self._owner = owner
@@ -58,7 +56,7 @@ class StreamTable:
         """Streams that this side has reset, and whose last bytes are still on their way to the
         peer (fastmtcp.engine.resets)."""
         self.memory = SendMemory(limits, holding, self.mark_updated)
-        self.windows = WindowPool(limits.window_pool, holding.memory)
+        self.windows = WindowPool(limits.window_pool, holding)
         self.gaps = GapPool(limits.max_gaps)
         self.updated: dict[Stream, None] = {}
         """Streams whose application may have something to do."""
@@ -67,8 +65,6 @@ class StreamTable:
         """Streams that the peer has opened."""
         self.waiting: OrderedDict[Stream, None] = OrderedDict()
         """Streams of this side that the peer knows nothing of, in the order of their turns."""
-        self.refused: dict[str, int] = {}
-        """How many streams of the peer were refused, by the limit that was hit."""
         self.streams_opened = 0
         self.acked = 0
         """Bytes of applications that the peer has acknowledged."""
@@ -76,7 +72,6 @@ class StreamTable:
         self._past_received = 0
         # What a client may have sent that is not here yet: its open streams and its resets.
         self._ids = StreamIds(3 * limits.max_streams)
-        self._opens = Bucket(limits.opens_per_second, now)
 
     # --- finding, opening, accepting ------------------------------------------------------
 
@@ -132,10 +127,10 @@ class StreamTable:
         return False
 
     def accept(self, stream_id: int, now: float) -> Stream | None:
-        """A new stream of the peer. None if it is one too many, which is counted in `refused`."""
+        """A new stream of the peer. None if it is one too many, which is counted."""
         limit = self._limit_hit(now)
         if limit:
-            self.refused[limit] = self.refused.get(limit, 0) + 1
+            self.holding.client.refuse(limit)
             return None
         stream = self._make(stream_id, 0, now)
         self._add(stream)
@@ -282,4 +277,4 @@ class StreamTable:
             return "max_streams"
         if client.streams >= client.max_streams:
             return "max_client_streams"
-        return "" if self._opens.take(now) else "opens_per_second"
+        return "" if client.opens.take(now) else "opens_per_second"

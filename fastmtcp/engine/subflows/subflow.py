@@ -92,6 +92,7 @@ class Subflow:
         "subflow_id",
         "suspect_since",
         "through",
+        "unread",
         "unsent",
     )
 
@@ -137,6 +138,8 @@ class Subflow:
         self.progress_at = now
         """When the other kernel last acknowledged something, or there was nothing to."""
         self.peer_window = -1
+        self.unread = 0
+        """Bytes of it that were read and not handled."""
         self.unsent = 0
         """Bytes that its socket has not taken, when last looked at."""
         self.cost = self.counted = 0
