@@ -41,7 +41,11 @@ _WRITE = 4
 _BROKEN = 8 | 16  # EPOLLERR, EPOLLHUP
 _NEW, _GONE = -1, -2
 
-_SocketAddress = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+_Where = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
+_Address = tuple[socket.AddressFamily, _Where]
+
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""Of an address that a name has and this machine has not."""
 
 
 class TokenBucket(Bucket):
@@ -66,11 +70,14 @@ class TokenBucket(Bucket):
 class _Endpoint:
     """One socket of a relayed connection: the source of one direction, the sink of the other."""
 
-    __slots__ = ("connecting", "inbound", "interest", "outbound", "sock")
+    __slots__ = ("connecting", "inbound", "interest", "outbound", "sock", "untried")
 
-    def __init__(self, sock: socket.socket, *, connecting: bool = False) -> None:
+    def __init__(self, sock: socket.socket, untried: list[_Address] | None = None) -> None:
+        """`untried` are the addresses to connect to if that of the first attempt refuses; None if
+        the socket is connected."""
         self.sock = sock
-        self.connecting = connecting
+        self.connecting = untried is not None
+        self.untried = untried or []
         self.interest = _NEW
         self.inbound: _Direction
         self.outbound: _Direction
@@ -150,6 +157,7 @@ class Throttle:
         self._backlog = int(rate * (delay + MAX_LATE)) + SCRATCH
         self._scratch = memoryview(bytearray(SCRATCH))
         self._ends: dict[int, _Endpoint] = {}
+        self._refused: list[_Endpoint] = []
         self._starved: set[_Direction] = set()
         self._delayed: set[_Direction] = set()
         self._accept_at: float | None = None
@@ -182,24 +190,38 @@ class Throttle:
         """Resolve both addresses and listen. Raises StartError."""
         if not hasattr(select, "epoll"):
             raise StartError("the throttle needs Linux: this system has no epoll")
-        self._family, self._peer = _resolve(self._target)
-        family, address = _resolve(self._listen)
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._bound_window(listener)
-            listener.bind(address)
-            listener.listen(1024)
-        except OSError as exc:
-            listener.close()
-            raise StartError(
-                f"cannot listen on {self._listen}: {exc.strerror}; choose another --listen"
-            ) from None
-        listener.setblocking(False)
-        self._listener = listener
+        self._targets = _resolve(self._target)
+        self._listener = self._bind_first(_resolve(self._listen))
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
         self._waker.setblocking(False)
+
+    def _bind_first(self, addresses: list[_Address]) -> socket.socket:
+        """A listener at the first of these that this machine has."""
+        failure = OSError()
+        for address in addresses:
+            try:
+                return self._bind_one(address)
+            except OSError as exc:
+                failure = exc
+                if exc.errno not in _NOT_HERE:
+                    break
+        raise StartError(
+            f"cannot listen on {self._listen}: {failure.strerror}; choose another --listen"
+        )
+
+    def _bind_one(self, address: _Address) -> socket.socket:
+        listener = socket.socket(address[0], socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._bound_window(listener)
+            listener.bind(address[1])
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
 
     def stop(self) -> None:
         """Make `run` return soon. May be called from a signal handler or another thread."""
@@ -236,7 +258,10 @@ class Throttle:
                     if fd in self._ends:
                         self._on_event(self._ends[fd], mask)
                 self._on_time(time.monotonic(), next_tick)
-                # Last: a new connection may get the number of one that was closed above.
+                # Last: a new socket may get the number of one that was closed above.
+                refused, self._refused = self._refused, []
+                for end in refused:
+                    self._connect_next(end)
                 if listener.fileno() in events:
                     self._accept(listener)
         finally:
@@ -271,7 +296,7 @@ class Throttle:
             try:
                 near, _ = listener.accept()
                 try:
-                    far = socket.socket(self._family, socket.SOCK_STREAM)
+                    far = socket.socket(self._targets[0][0], socket.SOCK_STREAM)
                 except OSError:
                     near.close()
                     raise
@@ -288,29 +313,53 @@ class Throttle:
             self._open(near, far)
 
     def _open(self, near: socket.socket, far: socket.socket) -> None:
-        for sock in (near, far):
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._bound_window(far)
+        near.setblocking(False)
+        near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         now = time.monotonic()
-        one, two = _Endpoint(near), _Endpoint(far, connecting=True)
+        one, two = _Endpoint(near), _Endpoint(far, self._targets[1:])
         _Direction(one, two, TokenBucket(self._rate, now), self._backlog)
         _Direction(two, one, TokenBucket(self._rate, now), self._backlog)
         self._ends[near.fileno()] = one
         self._ends[far.fileno()] = two
+        self._watch(one)
+        self._connect(two, self._targets[0][1])
+
+    def _connect(self, end: _Endpoint, where: _Where) -> None:
         try:
-            failed = far.connect_ex(self._peer) not in (0, errno.EINPROGRESS)
+            end.sock.setblocking(False)
+            end.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._bound_window(end.sock)
+            failed = end.sock.connect_ex(where) not in (0, errno.EINPROGRESS)
         except OSError:
             failed = True
         if failed:
-            self._reset(one)
+            self._connect_next(end)
         else:
-            self._watch(one)
-            self._watch(two)
+            self._watch(end)
+
+    def _connect_next(self, end: _Endpoint) -> None:
+        """An address of the target has refused: try the next, or reset the application if there is
+        none. Makes a socket, so not before all events of a turn are handled: see run()."""
+        if end.sock.fileno() < 0:
+            return  # the application is gone
+        try:
+            family, where = end.untried.pop(0)
+            fresh = socket.socket(family, socket.SOCK_STREAM)
+        except (IndexError, OSError):
+            self._reset(end)
+            return
+        del self._ends[end.sock.fileno()]
+        end.sock.close()
+        end.sock, end.interest = fresh, _NEW
+        self._ends[fresh.fileno()] = end
+        self._connect(end, where)
 
     def _on_event(self, end: _Endpoint, events: int) -> None:
         if events & _BROKEN and end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._reset(end)
+            if end.connecting:
+                self._refused.append(end)
+            else:
+                self._reset(end)
             return
         now = time.monotonic()
         if end.connecting:
@@ -434,11 +483,12 @@ class Throttle:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, self._window)
 
 
-def _resolve(address: Endpoint) -> tuple[socket.AddressFamily, _SocketAddress]:
+def _resolve(address: Endpoint) -> list[_Address]:
+    """All addresses of a name: localhost may be ::1 where the other listens on 127.0.0.1 only."""
     host = None if address.is_wildcard else address.host
     flags = socket.AI_PASSIVE if host is None else 0
     try:
-        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)[0]
+        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=flags)
     except OSError as exc:
         raise StartError(f"cannot find an address for {address}: {exc.strerror}") from None
-    return found[0], found[4]
+    return [(entry[0], entry[4]) for entry in found]

@@ -165,6 +165,66 @@ def test_a_refused_target_resets_the_application() -> None:
             connect(throttle).recv(1)
 
 
+def name_of(*found: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    """A name that has these addresses."""
+
+    def look_up(host: str, port: int, *_: object, **__: object) -> list[object]:
+        answers = found if host == "name.example" else [(host, port)]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where) for where in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return Endpoint("name.example", 1)
+
+
+def test_of_a_targets_addresses_the_first_that_takes_the_connection(
+    target: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = target.getsockname()
+    with socket.socket() as bound_only:
+        bound_only.bind(("127.0.0.1", 0))
+        refuses = bound_only.getsockname()
+        # To the second one connect() fails at once.
+        name = name_of(refuses, ("255.255.255.255", 9), refuses, good, monkeypatch=monkeypatch)
+        with Throttle(name, rate=FAST) as throttle:
+            for _ in range(2):
+                with connect(throttle) as near, target.accept()[0] as far:
+                    far.settimeout(WAIT)
+                    near.sendall(b"ping")
+                    assert far.recv(10) == b"ping"
+                    far.sendall(b"pong")
+                    assert near.recv(10) == b"pong"
+
+
+def test_a_target_none_of_whose_addresses_takes_it_resets_the_application(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as bound_only:
+        bound_only.bind(("127.0.0.1", 0))
+        refuses = bound_only.getsockname()
+        name = name_of(refuses, refuses, monkeypatch=monkeypatch)
+        with Throttle(name) as throttle, pytest.raises(ConnectionResetError):
+            connect(throttle).recv(1)
+
+
+def test_it_listens_on_the_first_address_that_this_machine_has(
+    target: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = port_of(target)
+    name = name_of(("192.0.2.1", 0), ("127.0.0.1", 0), monkeypatch=monkeypatch)
+    with Throttle(to, name) as throttle:
+        assert throttle.address.host == "127.0.0.1"
+        with connect(throttle) as near, target.accept()[0] as far:
+            far.sendall(b"x")
+            assert near.recv(1) == b"x"
+    name = name_of(("192.0.2.1", 0), monkeypatch=monkeypatch)
+    with pytest.raises(StartError, match=r"cannot listen on name\.example:1: .*--listen"):
+        Throttle(to, name).start()
+    # One that is in use is not left for another.
+    name = name_of(target.getsockname(), ("127.0.0.1", 0), monkeypatch=monkeypatch)
+    with pytest.raises(StartError, match="in use"):
+        Throttle(to, name).start()
+
+
 def test_a_reader_that_stops_holds_its_sender_and_nobody_else(target: socket.socket) -> None:
     with Throttle(port_of(target), rate=FAST) as throttle, connect(throttle) as stuck:
         still, _ = target.accept()
