@@ -60,9 +60,11 @@ class Outbound:
         # It may have been picked for something else: control frames, or bulk.
         bulk = subflow.lane == BULK and lanes.held_back is not subflow
         small = not (scheduler.has_small and lanes.is_too_slow(subflow, now))
+        # The only one carries what would keep off it, see Lanes.pick_bulk().
+        carrier = subflow.subflow_id if len(lanes.bulk) > 1 else None
         frames = 0
         while left > 0 and frames < MAX_BATCH:
-            stream = scheduler.next(small=small, bulk=bulk)
+            stream = scheduler.next(small=small, bulk=bulk, carrier=carrier)
             if stream is None:
                 break
             most = left
@@ -78,9 +80,9 @@ class Outbound:
             self._table.mark_updated(stream)
             if probing:
                 lanes.probing = None
-                if stream.send.on_lost(start, stop):
-                    stream.held_up = HeldUp(start, stop, subflow.subflow_id)
-                    scheduler.promote(stream)
+                stream.send.on_lost(start, stop)
+                stream.held_up = HeldUp(start, stop, subflow.subflow_id)
+                scheduler.promote(stream)
                 break
         if size:
             subflow.count_sent(size, now)

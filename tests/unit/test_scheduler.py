@@ -23,6 +23,8 @@ from fastmtcp.engine.streams.stream import NO_SUBFLOW, HeldUp, Stream
 from fastmtcp.engine.subflows.rate import Sample
 from fastmtcp.engine.subflows.subflow import Subflow
 
+from tests.unit.wire import collect
+
 NOW = 1_000_000.0
 
 
@@ -170,6 +172,59 @@ def test_a_lost_range_keeps_off_the_subflow_that_holds_it_and_off_no_other_range
     assert stream.avoid == NO_SUBFLOW
     stream.send.lost.take(10_000)
     assert stream.avoid == NO_SUBFLOW
+
+
+class TestWhatKeepsOffASubflow:
+    """The range is on its way there already, and late: a copy on the same one brings nothing."""
+
+    def lost(self, count: int) -> tuple[Session, list[Stream]]:
+        """Streams whose bytes were lost. Those of the last one are held up on subflow 1."""
+        session = Session(opener=True, limits=Limits(), now=NOW, peer_floor=8 * MIB)
+        for number in range(3):
+            session.attach(number, NOW).ready = True
+        streams = [session.open(NOW) for _ in range(count)]
+        for stream in streams:
+            stream.write(bytes(1000))
+        session.pull(session.subflows[0], NOW)
+        session.detach(session.subflows[0], NOW)
+        collect(session, NOW + 1)  # what is said again, too
+        session.subflows[1].inflight.clear()
+        session.subflows[2].inflight.clear()
+        for stream in streams:
+            stream.send.on_lost(0, 1000)
+            session._scheduler.promote(stream)
+        streams[-1].held_up = HeldUp(0, 1000, 1)
+        return session, streams
+
+    def carried(self, session: Session, number: int) -> list[Stream]:
+        subflow = session.subflows[number]
+        subflow.inflight.clear()
+        session.pull(subflow, NOW + 1)
+        return [stream for stream, _, _ in subflow.inflight]
+
+    def test_is_left_out_of_a_batch_of_others(self) -> None:
+        session, (first, last) = self.lost(2)
+        assert self.carried(session, 1) == [first]
+        assert session.pick(NOW + 1) is session.subflows[2]
+        assert self.carried(session, 2) == [last]
+
+    def test_is_left_out_where_the_subflow_sends_for_another_reason(self) -> None:
+        session, (last,) = self.lost(1)
+        small = session.open(NOW)
+        small.write(b"abc")
+        bulk = session.open(NOW)
+        bulk.count_sent(SMALL_STREAM, NOW + 1)
+        bulk.write(bytes(1000))
+        # Bulk data does not overtake it: the other subflow would take both.
+        assert self.carried(session, 1) == [small]
+        assert self.carried(session, 2) == [last, bulk]
+
+    def test_goes_there_all_the_same_if_there_is_no_other(self) -> None:
+        session, (last,) = self.lost(1)
+        session.detach(session.subflows[2], NOW + 1)
+        assert last.avoid == 1
+        assert session.pick(NOW + 1) is session.subflows[1]
+        assert self.carried(session, 1) == [last]
 
 
 def test_what_was_to_be_avoided_is_forgotten_when_a_subflow_is_lost() -> None:

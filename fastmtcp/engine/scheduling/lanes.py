@@ -28,12 +28,13 @@ class Lanes:
     `subflow.lane` says what a subflow may carry: CONTROL frames only, SWIFT streams too, or BULK.
     """
 
-    __slots__ = ("_any", "_bulk", "_swift", "gate", "held_back", "probing")
+    __slots__ = ("_any", "_swift", "bulk", "gate", "held_back", "probing")
 
     def __init__(self) -> None:
         self._any: list[Subflow] = []
         self._swift: list[Subflow] = []
-        self._bulk: list[Subflow] = []
+        self.bulk: list[Subflow] = []
+        """Subflows that carry bulk data."""
         self.gate = Gate()
         self.held_back: Subflow | None = None
         """The ready subflow that pick_bulk() has passed over, as it is too slow."""
@@ -56,17 +57,12 @@ class Lanes:
         if not wide:
             # Rather a backup for bulk than the express subflow.
             wide = [subflow for subflow in senders if not subflow.role & Role.EXPRESS] or primary
-        self._bulk = [subflow for subflow in wide if not subflow.guard.aside] or wide
-        self.gate.update(self._bulk)
+        self.bulk = [subflow for subflow in wide if not subflow.guard.aside] or wide
+        self.gate.update(self.bulk)
         for subflow in self._swift:
             subflow.lane = SWIFT
-        for subflow in self._bulk:
+        for subflow in self.bulk:
             subflow.lane = BULK
-
-    @property
-    def bulk(self) -> list[Subflow]:
-        """Subflows that carry bulk data."""
-        return self._bulk
 
     def pick_control(self, now: float) -> Subflow | None:
         """The ready subflow on which a control frame would arrive first."""
@@ -74,7 +70,7 @@ class Lanes:
 
     def pick_other(self, holder: Subflow, now: float) -> Subflow | None:
         """The ready bulk subflow, other than `holder`, on which a chunk would arrive first."""
-        return _earliest([subflow for subflow in self._bulk if subflow is not holder], now)
+        return _earliest([subflow for subflow in self.bulk if subflow is not holder], now)
 
     def pick_swift(self, now: float) -> Subflow | None:
         """The ready subflow on which a small stream's bytes would arrive first; None if there is
@@ -101,11 +97,11 @@ class Lanes:
         `held_back` then says which it is. `probing` says whether its rate is to be found out."""
         self.held_back = None
         self.probing = None
-        if len(self._bulk) == 1:
-            only = self._bulk[0]
+        if len(self.bulk) == 1:
+            only = self.bulk[0]
             return only if only.ready else None
         avoid = stream.avoid if stream.send.lost else NO_SUBFLOW
-        ready = [subflow for subflow in self._bulk if subflow.ready and subflow.subflow_id != avoid]
+        ready = [subflow for subflow in self.bulk if subflow.ready and subflow.subflow_id != avoid]
         if len(ready) > 1:
             ready.sort(key=lambda subflow: subflow.speed.eta(now))
         for subflow in ready:
@@ -128,7 +124,7 @@ class Lanes:
         avoid = stream.avoid
         return any(
             subflow.subflow_id != avoid and self.gate.is_open(subflow, stream, streams, now)
-            for subflow in self._bulk
+            for subflow in self.bulk
         )
 
 

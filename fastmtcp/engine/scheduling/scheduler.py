@@ -76,13 +76,20 @@ class Scheduler:
             stream.queue.remove(stream)
             stream.queue = None
 
-    def next(self, *, small: bool = True, bulk: bool = True) -> Stream | None:
+    def next(
+        self, *, small: bool = True, bulk: bool = True, carrier: int | None = None
+    ) -> Stream | None:
         """Take the stream whose turn it is out of its queue; add() it again after use.
 
-        Without `small` only a lost range or a bulk stream, without `bulk` only a small stream.
+        Without `small` only a lost range or a bulk stream, without `bulk` only a small stream. If
+        the subflow `carrier` asks, a lost range that keeps off it is left for another, and bulk
+        streams do not overtake it.
         """
         while True:
             if bulk and self._lost:
+                if self._lost[0].avoid == carrier:
+                    bulk = False
+                    continue
                 stream = self._lost.popleft()
             elif small and self._is_turn_of_small(bulk=bulk):
                 stream = self._next_small()
