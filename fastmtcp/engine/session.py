@@ -190,8 +190,8 @@ class Session:
             return
         if by_fin and not self.opener:
             self._timers.repeat_later(subflow, now)
-        elif self.subflows:
-            # The peer may not have seen it die.
+        else:
+            # The peer may not have seen it die. Of the last one the next that comes tells.
             self._outbox.hint(Gone(subflow.subflow_id))
         self._timers.repeat_wanted = True
 

@@ -146,9 +146,8 @@ class Timers:
                 self._outbox.ack(stream, now, urgent=True)
             if not stream.send.lost and liveness.needs_news(stream):
                 self._outbox.send(liveness.probe(stream))
-        if self._subflows:
-            for subflow_id in self._finished:
-                self._outbox.hint(Gone(subflow_id))
+        for subflow_id in self._finished:
+            self._outbox.hint(Gone(subflow_id))
         self._finished.clear()
         self._resets.repeat()
         self._outbox.repeat(self._subflows.values())

@@ -388,7 +388,17 @@ class TestDetach:
         collect(pair.client, NOW + 5)
         pair.client.detach(other, NOW + 6)
         assert pair.client._timers.empty_since == NOW + 6
-        assert not pair.client._outbox, "nobody is left to be told"
+
+    @pytest.mark.parametrize("by_fin", [False, True])
+    @pytest.mark.parametrize("opener", [False, True])
+    def test_the_next_subflow_tells_of_the_last(self, opener: bool, by_fin: bool) -> None:
+        """A middlebox may have ended it at one side only, and the peer goes on using it."""
+        session = Session(opener=opener, limits=Limits(), now=NOW)
+        session.detach(session.attach(0, NOW), NOW, by_fin=by_fin)
+        assert collect(session, NOW + 5) == []
+        session.attach(1, NOW + 6).ready = True
+        ((carrier, _),) = sent = collect(session, NOW + 6)
+        assert (carrier.subflow_id, frames_of(sent)) == (1, [(Gone(0), b"")])
 
     def test_the_peer_is_told_and_once(self) -> None:
         pair = Pair(subflows=2)
