@@ -10,7 +10,7 @@ from fastmtcp.api.errors import closed_error, reset_error, server_error
 from fastmtcp.client.service import ClientService
 from fastmtcp.client.session import ClientSession
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.wire.errors import LocalError, ResetCode
+from fastmtcp.engine.wire.errors import OpenError, ResetCode
 from fastmtcp.io.loop import Loop
 
 _ATTEMPTS = 3
@@ -62,7 +62,7 @@ class Opening:
         self._attempts += 1
         try:
             self._session, stream = self._service.open(self._target)
-        except LocalError as error:
+        except OpenError as error:
             self._stream = None
             if self._session_is_over():
                 self._again()
@@ -167,7 +167,7 @@ class Opening:
             self._session.driver.progress()
 
 
-def _too_many(error: LocalError) -> OSError:
+def _too_many(error: OpenError) -> OSError:
     failure = reset_error(ResetCode.OVERLOADED)
     failure.strerror = str(error)
     return failure

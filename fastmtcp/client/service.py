@@ -25,7 +25,7 @@ from fastmtcp.engine.limits import Limits
 from fastmtcp.engine.quota import Memory
 from fastmtcp.engine.snapshot import Totals, totals
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import OpenError, ResetCode, SessionCode
 from fastmtcp.io.buffers import BufferPool
 from fastmtcp.io.listener import Listener
 from fastmtcp.io.loop import Loop, Timer
@@ -129,7 +129,7 @@ class ClientService:
         """Open a stream of the application at `source`; empty `target` is the server's own.
 
         Raises:
-            LocalError: too many streams wait, or the session has just ended.
+            OpenError: too many streams wait, or the session has just ended.
         """
         current = self._current
         current.pool.nudge()
@@ -203,7 +203,7 @@ class ClientService:
             return
         try:
             session, stream = self.open(arrival.target, arrival.peer)
-        except LocalError as error:
+        except OpenError as error:
             log.warning("%s reset: %s", arrival, error)
             self._arrivals.turn_away(arrival, ResetCode.OVERLOADED)
             return
@@ -282,7 +282,7 @@ class ClientService:
             return False
         try:
             self._current.driver.adopt(stream, session.driver)
-        except LocalError as error:
+        except OpenError as error:
             log.warning("stream reset: %s", error)
             return False
         if self.on_moved is not None:

@@ -120,7 +120,7 @@ class SessionDriver:
         """Take over a stream that `origin` has returned, and its relay if there is one.
 
         Raises:
-            LocalError: this session cannot take it.
+            OpenError: this session cannot take it.
         """
         self.session.adopt(stream, self.loop.now)
         relay = stream.watcher

@@ -34,7 +34,7 @@ from fastmtcp.engine.subflows.role import Role
 from fastmtcp.engine.subflows.subflow import Past, Subflow
 from fastmtcp.engine.timers import Timers
 from fastmtcp.engine.wire.codec import encode
-from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import LocalError, OpenError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Busy, Goaway, Gone, Got, Stalled
 
 
@@ -214,7 +214,7 @@ class Session:
         limits of the two sides want it so, not before its turn has come.
 
         Raises:
-            LocalError: too many streams wait for their turns, or the session has ended.
+            OpenError: too many streams wait for their turns, or the session has ended.
         """
         self._check_waiting()
         self._now = now
@@ -227,7 +227,7 @@ class Session:
         """Take over a stream that another session has returned.
 
         Raises:
-            LocalError: as open() does.
+            OpenError: as open() does.
         """
         self._check_waiting()
         self._now = now
@@ -456,11 +456,13 @@ class Session:
     # --- streams that wait for their turns ------------------------------------------------
 
     def _check_waiting(self) -> None:
-        if not self.opener or self.ended is not None:
-            raise LocalError("cannot open a stream here")
+        if not self.opener:
+            raise LocalError("only the client opens streams")
+        if self.ended is not None:
+            raise OpenError("the session has ended")
         count = len(self.table.waiting)
         if count >= self.limits.max_streams:
-            raise LocalError(f"{count} streams wait to be opened, the limit")
+            raise OpenError(f"{count} streams wait to be opened, the limit")
 
     def _may_start(self, now: float) -> bool:
         """True if one more stream may be opened now: that is taken as done."""

@@ -12,7 +12,7 @@ from fastmtcp.engine.limits import (
 )
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
-from fastmtcp.engine.wire.errors import LocalError, ResetCode
+from fastmtcp.engine.wire.errors import LocalError, OpenError, ResetCode
 
 from tests.unit.wire import collect, events
 
@@ -55,8 +55,10 @@ class Victim:
             try:
                 session.open(self.now).announce()
             except LocalError:
+                assert not session.opener
+            except OpenError:
                 full = len(session.table.waiting) >= LIMITS.max_streams
-                assert not session.opener or session.ended or full
+                assert session.ended or full
         elif action == "detach" and session.subflows:
             self.replace(min(session.subflows))
         elif action == "events":

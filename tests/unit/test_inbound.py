@@ -7,7 +7,7 @@ from fastmtcp.engine.limits import MAX_REASON, MIB, OPEN_WORK, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_ID
 from fastmtcp.engine.subflows.subflow import Cause, Subflow
-from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import OpenError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
     Ack,
     Busy,
@@ -374,7 +374,7 @@ class TestLimitsOfStreams:
     def test_none_after_the_end(self) -> None:
         session = Session(opener=True, limits=Limits(), now=NOW)
         session.end(SessionCode.NORMAL, "over")
-        with pytest.raises(LocalError):
+        with pytest.raises(OpenError):
             session.open(NOW)
 
 

@@ -6,7 +6,7 @@ import pytest
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_ID, Stream
-from fastmtcp.engine.wire.errors import LocalError, ResetCode
+from fastmtcp.engine.wire.errors import LocalError, OpenError, ResetCode
 from fastmtcp.engine.wire.frames import Ack, Blocked, Closed, Data, Open, Reset, ResetAck
 
 from tests.unit.wire import (
@@ -219,12 +219,12 @@ def test_streams_opened_before_the_server_told_its_limits_start_when_it_has() ->
 
 def test_who_may_open_how_many() -> None:
     pair = Pair(limits=Limits(max_streams=3))
-    with pytest.raises(LocalError):
+    with pytest.raises(LocalError, match="only the client"):
         pair.server.open(START)
     streams = [pair.client.open(START) for _ in range(3)]
     waiting = [pair.client.open(START) for _ in range(3)]
     assert [one.stream_id for one in (*streams, *waiting)] == [0, 1, 2, NO_ID, NO_ID, NO_ID]
-    with pytest.raises(LocalError, match="3 streams wait to be opened"):
+    with pytest.raises(OpenError, match="3 streams wait to be opened"):
         pair.client.open(START)
     streams[1].announce()
     streams[1].reset(ResetCode.CANCELLED)

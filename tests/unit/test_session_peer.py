@@ -7,7 +7,7 @@ from fastmtcp.engine.limits import KIB, MAX_REASON, MIB, OWN_SEND_ROOM, Limits
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.send_buffer import BUFFER_COST
 from fastmtcp.engine.streams.stream import NO_ID
-from fastmtcp.engine.wire.errors import LocalError, RemoteError, ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import OpenError, RemoteError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import (
     Ack,
     Closed,
@@ -128,7 +128,7 @@ def test_a_goaway_resets_everything() -> None:
     assert pair.client.held == 0
     assert pair.client.table.windows.free == pair.client.limits.window_pool
     assert collect(pair.client, pair.now) == []
-    with pytest.raises(LocalError):
+    with pytest.raises(OpenError):
         pair.client.open(pair.now)
 
 

@@ -7,10 +7,31 @@ from fastmtcp.engine.limits import KIB, Limits
 from fastmtcp.engine.quota import ClientQuota
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import NO_ID, Stream
-from fastmtcp.engine.wire.errors import LocalError, ResetCode, SessionCode
+from fastmtcp.engine.wire.errors import OpenError, ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Data, Goaway, Open, Reset, ResetAck
 
-from tests.unit.wire import START, Pair, collect, events, feed, frames_of, opened, pack, ready_bytes
+from tests.unit.wire import (
+    START,
+    Pair,
+    collect,
+    events,
+    feed,
+    frames_of,
+    opened,
+    pack,
+    ready_bytes,
+    updated,
+)
+
+
+class Told:
+    """Somebody who wants to know what happens to a stream."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def update(self) -> None:
+        self.times += 1
 
 
 def write_all(streams: list[Stream]) -> None:
@@ -81,6 +102,25 @@ def test_what_was_held_up_on_the_way_is_not_too_much_when_it_comes_at_once() -> 
             held.clear()
     assert server.holding.client.take_refused() == {}
     assert len(server.streams) > 1400
+
+
+def test_limits_that_come_later_are_those_of_streams_that_wait_too() -> None:
+    client = Session(opener=True, limits=Limits(max_streams=1), now=START)
+    client.attach(0, START).ready = True
+    first, second = client.open(START), client.open(START)
+    second.write(b"abc")
+    client.set_peer_limits(64 * KIB, 10)
+    assert updated(client) == [first, second]
+    assert (first.room, second.room) == (64 * KIB, 64 * KIB - 3)
+    assert ids([first, second]) == [0, NO_ID]
+    # Nothing of the second goes out before its turn has come.
+    assert frames_of(collect(client, START)) == [(Open(0, 1 << 20, False), b"")]
+    first.reset(ResetCode.CANCELLED)
+    feed(client, pack(ResetAck(0)))
+    assert frames_of(collect(client, START)) == [
+        (Reset(0, ResetCode.CANCELLED), b""),
+        (Open(1, 1 << 20, False), b"abc"),
+    ]
 
 
 def test_a_stream_that_waits_can_be_given_up() -> None:
@@ -219,6 +259,68 @@ def test_a_draining_server_gives_back_what_it_has_not_taken() -> None:
     assert pair.client.take_events() is None
 
 
+def test_what_a_draining_server_has_not_taken_is_not_sent_to_it() -> None:
+    """It has an id and its turn already, and waits for a subflow."""
+    pair = Pair()
+    stream = pair.client.open(pair.now)
+    stream.write(b"abc")
+    for subflow in pair.client.subflows.values():
+        subflow.ready = False
+    assert collect(pair.client, pair.now) == []
+    assert stream.stream_id == 0
+    feed(pair.client, pack(Goaway(int(SessionCode.DRAINING), "")))
+    for subflow in pair.client.subflows.values():
+        subflow.ready = True
+    assert events(pair.client).returned == [stream]
+    assert collect(pair.client, pair.now) == []
+    assert pair.client.held == 0
+
+
+def test_a_server_that_refuses_what_it_cannot_know_gets_one_answer() -> None:
+    """The id of a stream that was not sent yet can be guessed."""
+    pair = Pair()
+    stream = pair.client.open(pair.now)
+    stream.write(b"abc")
+    assert stream.stream_id == 0
+    feed(pair.client, pack(Reset(0, ResetCode.DRAINING)))
+    assert events(pair.client).returned == [stream]
+    assert frames_of(collect(pair.client, pair.now)) == [(ResetAck(0), b"")]
+    assert pair.client.holding.client.streams == 0
+
+
+def test_a_stream_that_no_session_takes_is_dropped_with_its_bytes() -> None:
+    pair = Pair()
+    stream = pair.client.open(pair.now)
+    stream.write(b"abc")
+    feed(pair.client, pack(Goaway(int(SessionCode.DRAINING), "")))
+    assert events(pair.client).returned == [stream]
+    told = Told()
+    stream.watcher = told
+    stream.drop(ResetCode.DRAINING)
+    assert told.times == 1
+    assert stream.reset_code is ResetCode.DRAINING
+    assert stream.send.held == 0
+    stream.write(b"more")
+    stream.announce()
+    stream.finish()
+    assert stream.send.held == 0
+    assert (stream.room, stream.send.finished) == (0, False)
+    assert collect(pair.client, pair.now) == []
+    # Nobody need watch it.
+    stream.watcher = None
+    stream.drop(ResetCode.DRAINING)
+
+
+def test_a_client_that_drains_takes_nothing_from_its_server() -> None:
+    pair = Pair()
+    _, theirs = pair.open(b"abc")
+    events(pair.server)
+    feed(pair.server, pack(Goaway(int(SessionCode.DRAINING), "")))
+    news = events(pair.server)
+    assert (news.draining, news.returned) == (True, [])
+    assert pair.server.streams == {0: theirs}
+
+
 def test_a_stream_goes_on_in_another_session_from_its_first_byte() -> None:
     old, new = Pair(), Pair()
     stream = old.client.open(START, "target:80", "app:1")
@@ -245,15 +347,19 @@ def test_a_stream_goes_on_in_another_session_from_its_first_byte() -> None:
 
 def test_what_a_server_has_not_seen_when_it_ends_in_order_is_given_back() -> None:
     for code, is_back in ((SessionCode.NORMAL, True), (SessionCode.SHUTDOWN, False)):
-        pair = Pair()
+        pair = Pair(server_limits=Limits(max_streams=2))
         taken, _ = pair.open(b"old")
         unseen = pair.client.open(pair.now)
         unseen.write(b"new")
         collect(pair.client, pair.now)
+        waiting = pair.client.open(pair.now)
+        assert waiting.stream_id == NO_ID
         feed(pair.client, pack(Goaway(int(code), "")))
-        assert events(pair.client).returned == [unseen] * is_back
+        assert events(pair.client).returned == [unseen, waiting] * is_back
         assert taken.reset_code is ResetCode.SESSION_LOST
-        assert unseen.reset_code is (None if is_back else ResetCode.SESSION_LOST)
+        for stream in (unseen, waiting):
+            assert stream.reset_code is (None if is_back else ResetCode.SESSION_LOST)
+        assert pair.client.held == 0
 
 
 def test_a_session_that_has_ended_adopts_nothing() -> None:
@@ -261,7 +367,7 @@ def test_a_session_that_has_ended_adopts_nothing() -> None:
     stream = old.client.open(START)
     feed(old.client, pack(Goaway(int(SessionCode.DRAINING), "")))
     new.client.end(SessionCode.NORMAL, "")
-    with pytest.raises(LocalError):
+    with pytest.raises(OpenError):
         new.client.adopt(stream, START)
 
 

@@ -65,6 +65,11 @@ class LocalError(EngineError):
     """The caller used the engine wrongly, e.g. wrote after finish(). Always a bug of ours."""
 
 
+class OpenError(EngineError):
+    """A stream cannot be opened now, and that is not the caller's fault: as many wait for their
+    turns at the peer as may, or the session has ended."""
+
+
 class RemoteError(EngineError):
     """The peer broke the protocol. Its session ends with `code`."""
 
