@@ -136,7 +136,8 @@ class Outbox:
         """
         # A client opens nothing above two thirds of this: its own applications, which come and go
         # during an outage, must not end the session.
-        if len(self._resets) >= MAX_RESETS * self._limits.max_streams:
+        full = len(self._resets) >= MAX_RESETS * self._limits.max_streams
+        if full and stream_id not in self._resets:
             raise RemoteError(SessionCode.LIMIT, "too many resets without an answer")
         self._resets[stream_id] = frame = Reset(stream_id, int(code), end)
         self.send(frame)

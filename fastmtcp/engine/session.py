@@ -411,11 +411,7 @@ class Session:
         self._now = now
         if self.ended is not None:
             return []
-        try:
-            due = self._timers.on_time(now)
-        except RemoteError as error:
-            self.end(error.code, str(error))
-            return []
+        due = self._timers.on_time(now)
         if due is None:
             return []
         self._overhead.check()

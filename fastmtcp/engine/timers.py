@@ -89,11 +89,7 @@ class Timers:
         return min(when, self._repeat_after) if self.repeat_wanted else when
 
     def on_time(self, now: float) -> Due | None:
-        """What is due, if it is time to look at everything.
-
-        Raises:
-            RemoteError: the peer has left too much unanswered.
-        """
+        """What is due, if it is time to look at everything."""
         self._outbox.on_time(now)
         if now < self._tick_at:
             return None

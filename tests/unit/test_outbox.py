@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fastmtcp.engine import outbox as module
-from fastmtcp.engine.limits import MAX_ANSWERS, MAX_HINTS, MAX_OWN_FRAMES, Limits
+from fastmtcp.engine.limits import MAX_ANSWERS, MAX_HINTS, MAX_OWN_FRAMES, MAX_RESETS, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.session import Session
 from fastmtcp.engine.streams.stream import Stream
@@ -200,6 +200,25 @@ class TestLimits:
         assert caught.value.code is SessionCode.LIMIT
         one.reset_confirmed(3)
         one.reset(most, ResetCode.CANCELLED)
+
+
+class TestResets:
+    def test_there_may_be_so_many_and_one_said_anew_is_none_more(self) -> None:
+        one = outbox()
+        for number in range(MAX_RESETS * LIMITS.max_streams):
+            one.reset(number, ResetCode.CANCELLED, 10)
+        one.reset(3, ResetCode.CANCELLED, 4)
+        assert one.unconfirmed == MAX_RESETS * LIMITS.max_streams
+        with pytest.raises(RemoteError) as caught:
+            one.reset(1000, ResetCode.CANCELLED)
+        assert caught.value.code is SessionCode.LIMIT
+        one.reset_confirmed(5)
+        one.reset(1000, ResetCode.CANCELLED)
+        one.take()
+        one.repeat_resets()
+        said = {frame.stream: frame.end for frame in taken(one) if isinstance(frame, Reset)}
+        assert (said[3], said[4], said[1000]) == (4, 10, 0)
+        assert 5 not in said
 
 
 class TestRepeating:
