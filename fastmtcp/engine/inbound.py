@@ -82,9 +82,10 @@ class Inbound:
         self._limits = limits
         self._ended = False
         self._readers: dict[int, FrameReader] = {}
-        self._reader: FrameReader | None = None
-        self._feeding: Subflow | None = None
         self._now = now
+        # Set by receive(), from which all that reads them is called.
+        self._reader: FrameReader
+        self._feeding: Subflow
         # Each handler takes the frame that its key names.
         self._handlers: dict[type[Frame], Callable[[Any], None]] = {
             Open: self._on_open,
@@ -128,8 +129,7 @@ class Inbound:
     # --- data -----------------------------------------------------------------------------
 
     def _on_data(self, stream_id: int, offset: int, piece: memoryview, fin: bool) -> None:
-        if self._feeding is not None:
-            self._outbox.report(self._feeding)
+        self._outbox.report(self._feeding)
         stream = self._table.find(stream_id) or self._accept(stream_id)
         if stream is None:
             return
@@ -172,8 +172,7 @@ class Inbound:
         stream.send.limit = max(stream.send.limit, frame.limit)  # an ACK may have overtaken it
         self._outbox.ack(stream, self._now, urgent=False)
         self._table.mark_opened(stream)
-        if self._reader is not None:
-            self._reader.work_left -= OPEN_WORK
+        self._reader.work_left -= OPEN_WORK
 
     def _on_ack(self, frame: Ack) -> None:
         stream = self._table.find(frame.stream) or self._table.parting.get(frame.stream)
@@ -241,8 +240,7 @@ class Inbound:
     # --- frames of subflows ---------------------------------------------------------------
 
     def _on_ping(self, frame: Ping) -> None:
-        if self._feeding is not None:
-            self._outbox.send_on(self._feeding, Pong(frame.token))
+        self._outbox.send_on(self._feeding, Pong(frame.token))
 
     def _on_pong(self, frame: Pong) -> None:
         """Nothing to do: receive() has noted already that something came in on the subflow."""

@@ -140,7 +140,8 @@ class Resets:
                     self._outbox.send(liveness.probe(stream))
             elif stream.ending is not None:
                 self._end(stream, stream.ending)
-            elif stream.reset_code is not None:
+            else:
+                assert stream.reset_code is not None
                 end = max(0, stream.send.acked)
                 self.drop(stream.stream_id)
                 self._outbox.reset(stream.stream_id, stream.reset_code, end)

@@ -55,6 +55,7 @@ AT_SERVER: dict[str, tuple[list[tuple[Frame, bytes]], SessionCode]] = {
     "negative stream in OPEN": ([(Open(-1, 0, False), b"x")], SessionCode.PROTOCOL),
     "negative stream in RESET": ([(Reset(-1, 0), b"")], SessionCode.PROTOCOL),
     "stream ids skip too far": ([(Open(2**31, 0, False), b"x")], SessionCode.LIMIT),
+    "RESET with a negative end": ([(Reset(0, 0, -1), b"")], SessionCode.PROTOCOL),
     "RESET skips too far": ([(Reset(2**63, 0), b"")], SessionCode.LIMIT),
 }
 
@@ -64,6 +65,7 @@ AT_CLIENT: dict[str, list[tuple[Frame, bytes]]] = {
     "data of a stream that was never opened": [(Data(1, 0, False), b"x")],
     "data of a negative stream": [(Data(-1, 0, False), b"x")],
     "ACK of bytes that were not sent": [(Ack(0, 4, 0), b"")],
+    "RESET with a negative end": [(Reset(0, 0, -1), b"")],
     "ACK of a FIN that was not sent": [(Ack(0, 4, 0), b"")],
 }
 

@@ -178,10 +178,8 @@ class StreamTable:
 
     def drop(self, stream_id: int) -> None:
         """What a stream that has parted still had to send is delivered, or given up."""
-        stream = self.parting.pop(stream_id, None)
-        if stream is not None:
-            self.stop_sending(stream)
-            self._count(-1)
+        self.stop_sending(self.parting.pop(stream_id))
+        self._count(-1)
 
     def stop_sending(self, stream: Stream) -> None:
         """Nothing that was written is sent any more."""

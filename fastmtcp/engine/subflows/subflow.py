@@ -182,7 +182,7 @@ class Subflow:
                 progress = self.delivery.progress_at
             case Cause.PEER:
                 progress = self.heard_at
-            case Cause.KERNEL:
+            case _:
                 progress = self.progress_at
         return progress > self.suspect_since
 
