@@ -131,7 +131,7 @@ class Egress:
             self._again.add(host)
             return
         self._asked[host] += 1
-        self._resolver.resolve(host, 0, partial(self._on_answer, host))
+        self._resolver.resolve(host, 0, partial(self._on_answer, host), host)
 
     def _on_answer(self, host: str, result: list[Address] | OSError) -> None:
         self._asked[host] -= 1

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 
 import msgspec
@@ -103,7 +103,8 @@ class Dial:
     `failed(error, unresolved)`; neither after cancel(). `timeout` seconds are for all of it, and
     of them no more than `patience` for one address. `first` says with which of the addresses to
     begin, so that repeated dials use all of them. `permits`, if there is one, says for the text of
-    an address whether it may be connected to; if none may, the error is a ForbiddenError.
+    an address whether it may be connected to; if none may, the error is a ForbiddenError. `asker`
+    says whose share of the resolver it takes.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Dial:
         way_out: WayOut = ANYWHERE,
         patience: float | None = None,
         permits: Callable[[str], bool] | None = None,
+        asker: Hashable = None,
     ) -> None:
         self._loop = loop
         self._connected = connected
@@ -134,7 +136,7 @@ class Dial:
         self._timer: Timer | None = loop.call_at(self._deadline, self._on_timeout)
         self._attempt: Timer | None = None
         self._question: Question | None = None
-        question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved)
+        question = resolver.resolve(endpoint.host, endpoint.port, self._on_resolved, asker)
         if not self._done:
             self._question = question
 

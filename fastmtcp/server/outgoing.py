@@ -53,6 +53,7 @@ class Outgoing:
             self._connected,
             self._failed,
             permits=permits,
+            asker=session.client,
         )
 
     def update(self) -> None:

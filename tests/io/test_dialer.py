@@ -24,7 +24,7 @@ class Names:
         self._later = later
         self.waiting: list[Answer] = []
 
-    def resolve(self, _host: str, _port: int, answer: Answer) -> None:
+    def resolve(self, _host: str, _port: int, answer: Answer, _asker: object) -> None:
         if self._later:
             self.waiting.append(answer)
         else:

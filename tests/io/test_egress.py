@@ -36,7 +36,8 @@ class Names:
     def __init__(self) -> None:
         self.waiting: list[tuple[str, Answer]] = []
 
-    def resolve(self, host: str, _port: int, answer: Answer) -> None:
+    def resolve(self, host: str, _port: int, answer: Answer, asker: str) -> None:
+        assert asker == host
         if host[0].isdigit():
             answer([V6 if ":" in host else V4])
         else:

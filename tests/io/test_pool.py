@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -292,10 +293,30 @@ def test_a_path_that_fails_keeps_nobody_waiting(world: World, caplog: Logs, firs
     assert client.pool.paths[0].is_up is False
 
 
+def test_names_that_are_looked_up_for_ever_keep_nobody_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    real = socket.getaddrinfo
+
+    def slow(host: bytes, *arguments: object, **options: object) -> object:
+        if host.startswith(b"path") and not options.get("flags"):
+            assert release.wait(2 * WAIT)
+        return real(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+    _, (port,) = world.server()
+    names = [f"path{number}.invalid" for number in range(6)]
+    servers = tuple(PathSpec.parse(f"{name}:{port}") for name in (*names, "localhost"))
+    client = Client(world, ClientConfig(server=servers, connections=Connections(1, 1)))
+    client.until_up(0, 0, 0, 0, 0, 0, 1)
+    release.set()
+
+
 def test_paths_that_answer_at_the_same_time_make_one_session(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmtcp.client.pool.pool._NEXT_PATH", 0.0)
+    monkeypatch.setattr("fastmtcp.client.pool.pool._ALL_PATHS", 0.0)
     monkeypatch.setattr("fastmtcp.client.pool.creation.TURN", 0.0)
     server, ports = world.server(ports=6)
     client = world.client(*ports, connections=1)

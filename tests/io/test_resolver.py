@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 from fastmtcp.io.loop import Loop
-from fastmtcp.io.resolver import Address, Resolver, look_up, numeric
+from fastmtcp.io.resolver import (
+    _IDLE_THREADS,
+    MAX_THREADS,
+    Address,
+    Resolver,
+    look_up,
+    numeric,
+)
 
 from tests.io.net import WAIT, run_until, turn
 
@@ -122,72 +129,109 @@ def test_without_a_thread_the_question_fails_and_the_next_one_is_answered(
     assert isinstance(answers[1], list)
 
 
-def test_a_slow_name_does_not_hold_the_others_up(
-    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = threading.Event()
-    real = socket.getaddrinfo
+class Names:
+    """A name service that is silent about `*.slow` until it is released, and knows all others."""
 
-    def slow(host: bytes, *arguments: object, **options: object) -> object:
-        if host == b"slow.invalid" and not options.get("flags"):
-            assert release.wait(WAIT)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[bytes] = []
+        self.release = threading.Event()
+        self._real = socket.getaddrinfo
+        monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", self._answer)
+
+    def _answer(self, host: bytes, *arguments: object, **options: object) -> object:
+        if not options.get("flags"):
+            self.asked.append(host)
+            if host.endswith(b".slow"):
+                assert self.release.wait(WAIT)
             host = b"localhost"
-        return real(host, *arguments, **options)  # type: ignore[arg-type]
+        return self._real(host, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[Names]:
+    names = Names(monkeypatch)
+    yield names
+    names.release.set()
+
+
+def threads() -> int:
+    return sum(thread.name == "resolver" for thread in threading.enumerate())
+
+
+def test_slow_names_do_not_hold_the_others_of_the_same_asker_up(
+    loop: Loop, resolver: Resolver, names: Names
+) -> None:
     late: list[Result] = []
     answers: list[Result] = []
-    for _ in range(3):
-        resolver.resolve("slow.invalid", 80, late.append)
+    for number in range(20):
+        resolver.resolve(f"{number}.slow", 80, late.append, "one")
     for _ in range(5):
-        resolver.resolve("localhost", 80, answers.append)
+        resolver.resolve("good", 80, answers.append, "one")
     run_until(loop, lambda: len(answers) == 5)
     assert late == []
-    release.set()
-    run_until(loop, lambda: len(late) == 3)
+    names.release.set()
+    run_until(loop, lambda: len(late) == 20)
+
+
+def test_whoever_asks_for_the_first_time_finds_a_thread_left(
+    loop: Loop, resolver: Resolver, names: Names
+) -> None:
+    """However many names of others hang, and however many of them wait."""
+    for asker in ("one", "two", "three"):
+        for number in range(300):
+            resolver.resolve(f"{number}.slow", 80, lambda _: None, asker)
+    answers: list[Result] = []
+    resolver.resolve("good", 80, answers.append, "four")
+    run_until(loop, lambda: answers)
+    assert isinstance(answers[0], list)
+    assert threads() <= MAX_THREADS
+
+
+def test_a_share_comes_back_when_its_names_are_answered(
+    loop: Loop, resolver: Resolver, names: Names
+) -> None:
+    late: list[Result] = []
+    for number in range(100):
+        resolver.resolve(f"{number}.slow", 80, late.append, "one")
+    run_until(loop, lambda: len(names.asked) == MAX_THREADS // 2)
+    names.release.set()
+    run_until(loop, lambda: len(late) == 100)
+    # What is left of the threads waits for the next names.
+    run_until(loop, lambda: threads() <= _IDLE_THREADS)
+    resolver.resolve("good", 80, late.append, "one")
+    run_until(loop, lambda: len(late) == 101)
 
 
 def test_many_questions_need_few_threads(loop: Loop, resolver: Resolver) -> None:
-    before = threading.active_count()
     answers: list[Result] = []
     for _ in range(500):
         resolver.resolve("localhost", 80, answers.append)
-    assert threading.active_count() <= before + 4
+    assert threads() <= MAX_THREADS // 2
     run_until(loop, lambda: len(answers) == 500)
 
 
-def test_what_nobody_waits_for_is_not_looked_up(
-    loop: Loop, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+def test_what_nobody_waits_for_leaves_the_queue(
+    loop: Loop, resolver: Resolver, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    release = threading.Event()
-    asked: list[bytes] = []
-    real = socket.getaddrinfo
-
-    def slow(host: bytes, *arguments: object, **options: object) -> object:
-        if not options.get("flags"):
-            asked.append(host)
-            assert release.wait(WAIT)
-            host = b"localhost"
-        return real(host, *arguments, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr("fastmtcp.io.resolver.socket.getaddrinfo", slow)
+    monkeypatch.setattr("fastmtcp.io.resolver.MAX_THREADS", 4)
     monkeypatch.setattr("fastmtcp.io.resolver.MAX_QUESTIONS", 10)
     answers: list[Result] = []
-    given_up = [resolver.resolve(f"slow{n}.invalid", 80, answers.append) for n in range(8)]
-    for _ in range(2):
-        resolver.resolve("last.invalid", 80, answers.append)
+    waiting = [resolver.resolve(f"{n}.slow", 80, answers.append, "one") for n in range(7)]
     assert answers == []
-    # One more than may wait.
-    resolver.resolve("more.invalid", 80, answers.append)
+    # Two are on their way, and five wait: half of the places.
+    resolver.resolve("more.slow", 80, answers.append, "one")
     (refused,) = answers
     assert isinstance(refused, OSError)
-    for question in given_up:
+    # The other half is for others.
+    resolver.resolve("other.slow", 80, answers.append, "two")
+    assert len(answers) == 1
+    for question in waiting:
         question.cancel()
-    release.set()
+    resolver.resolve("again.slow", 80, answers.append, "one")
+    assert len(answers) == 1
+    names.release.set()
     run_until(loop, lambda: len(answers) == 3)
-    assert len(asked) <= 4 + 2
-    resolver.resolve("again.invalid", 80, answers.append)
-    run_until(loop, lambda: len(answers) == 4)
+    assert sorted(names.asked) == [b"0.slow", b"1.slow", b"again.slow", b"other.slow"]
 
 
 def test_what_peers_choose_is_not_remembered_without_end(

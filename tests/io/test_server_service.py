@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import socket
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Frame, Open, Reset
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
+from fastmtcp.io.resolver import Answer, Question, Resolver
 from fastmtcp.security.handshake import (
     HANDSHAKE_TIMEOUT,
     NONCE_SIZE,
@@ -528,3 +530,28 @@ def test_whose_session_it_is_shows_by_its_host(
     server.new_session()
     (driver,) = server.service.drivers
     assert ServerSession(b"1", b"secret", driver, client, IDENTITY.verifier, peer).peer == shown
+
+
+def test_the_names_of_one_client_hold_up_no_other_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its share of the look-ups, however many sessions it has."""
+    shares: list[object] = []
+    real = Resolver.resolve
+
+    def resolve(self: Resolver, host: str, port: int, answer: Answer, asker: object) -> Question:
+        shares.append(asker)
+        return real(self, host, port, answer, asker)
+
+    monkeypatch.setattr(Resolver, "resolve", resolve)
+    server = Server("127.0.0.0/8:*")
+    clients = [Identity.from_key(name, KEY) for name in ("one", "two")]
+    server.service.set_clients({one.name: one.verifier for one in clients})
+    for identity in (*clients, clients[0]):
+        server.shake(identity=identity)
+        wire = encode(Open(0, 1000, False, f"localhost:{server.port}"))
+        server.sockets[-1].sendall(wire)
+        run_until(
+            server.loop, lambda: server.target in select.select([server.target], [], [], 0)[0]
+        )
+        server.target.accept()[0].close()
+    assert shares == ["one", "two", "one"]
+    server.close()

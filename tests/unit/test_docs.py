@@ -26,6 +26,7 @@ from fastmtcp.config.server import ServerConfig
 from fastmtcp.engine import limits
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.errors import ConfigError
+from fastmtcp.io import resolver
 from fastmtcp.security import handshake, tls
 from fastmtcp.server import admission
 from fastmtcp.status import document
@@ -350,7 +351,9 @@ def test_the_table_of_limits_has_every_limit_that_can_be_set_with_its_default() 
         for field in settings.table_fields(table)
     }
     assert {name for name in documented if name.islower()} == set(settable)
-    coded = vars(limits) | vars(handshake) | vars(admission) | {"MAX_EMPTY": tls.MAX_EMPTY}
+    of_names = {name: getattr(resolver, name) for name in ("MAX_THREADS", "MAX_QUESTIONS")}
+    coded = vars(limits) | vars(handshake) | vars(admission) | of_names
+    coded["MAX_EMPTY"] = tls.MAX_EMPTY
     fixed = {name: coded[name] for name in documented if name.isupper()}
     assert len(fixed) >= 8
     for name, value in {**settable, **fixed}.items():

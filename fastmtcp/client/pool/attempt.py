@@ -81,6 +81,7 @@ class Attempt:
             first=first,
             way_out=WayOut(spec.bind, spec.dev),
             patience=URGENT_PATIENCE if owner.is_urgent else None,
+            asker=spec.first_hop.host,
         )
 
     @property

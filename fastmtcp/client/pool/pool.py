@@ -25,8 +25,9 @@ from fastmtcp.security.handshake import Grant, Membership
 
 log = logging.getLogger("fastmtcp.paths")
 
-_NEXT_PATH = 0.25
-"""Seconds before the next path is tried as well for a session's first subflow (RFC 8305)."""
+_ALL_PATHS = 0.25
+"""Seconds within which all paths are tried for a session's first subflow, the first one first (as
+RFC 8305 has it for addresses): one whose name is looked up for ever holds up none behind it."""
 
 _STALE = 0.3
 _NUDGE_PAUSE = 1.0
@@ -274,8 +275,9 @@ class Pool:
                 path.wake()
             return
         # Backups last: they are for when nothing else works.
+        spacing = _ALL_PATHS / max(len(added) - 1, 1)
         for index, path in enumerate(sorted(added, key=lambda path: path.spec.backup)):
-            self._loop.call_later(index * _NEXT_PATH, path.slots[0].wake)
+            self._loop.call_later(index * spacing, path.slots[0].wake)
 
     def _start_growth(self) -> None:
         if self._growth_timer is None and self._is_automatic:
