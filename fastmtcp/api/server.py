@@ -163,7 +163,9 @@ class ServerCore(Core):
                 try:
                     on_accepted(self._join(arrived))
                 except OSError as error:
-                    log.warning("stream from %s refused: %s", arrived[0].peer, error)
+                    session, text = arrived[0], "stream from %s refused: %s"
+                    lines = self.thread.loop.lines
+                    lines.warning(log, session.client, text, session.peer, error)
         while self.backlog and self._waiters:
             answer = self._waiters.popleft()
             if answer.claim():  # else it has timed out

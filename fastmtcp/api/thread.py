@@ -147,6 +147,7 @@ class LoopThread:
                 tenant.abandon()
             if left:
                 _replace(self.loop.descriptors)
+            self.loop.lines.sum_up()
             self.loop.close()
             self.loop.run_calls()
             if _shared is None:

@@ -113,7 +113,7 @@ class Arrivals:
 
     def _begin(self, arrival: Arrival, opening: PrefaceParser, done: Callable[[], None]) -> None:
         if len(self._prefaces) >= MAX_PREFACES:
-            log.warning("%s reset: %d others wait", arrival, MAX_PREFACES)
+            self._loop.lines.warning(log, "", "%s reset: %d others wait", arrival, MAX_PREFACES)
             self._loop.unwatch(arrival.sock.fileno())
             abort(arrival.sock)
             return
@@ -124,7 +124,9 @@ class Arrivals:
 
         def failed(error: PeerError) -> None:
             self._prefaces.discard(preface)
-            log.warning("%s refused: %s", arrival, error)
+            # One that only looks whether the port is open, as a balancer does, asks for nothing.
+            level = logging.WARNING if preface.has_begun else logging.DEBUG
+            self._loop.lines.log(log, level, "", "%s refused: %s", arrival, error)
 
         preface = Preface(self._loop, arrival.sock, opening, over, failed, arrival.early)
         self._prefaces.add(preface)

@@ -204,7 +204,7 @@ class ClientService:
         try:
             session, stream = self.open(arrival.target, arrival.peer)
         except OpenError as error:
-            log.warning("%s reset: %s", arrival, error)
+            self._loop.lines.warning(log, "", "%s reset: %s", arrival, error)
             self._arrivals.turn_away(arrival, ResetCode.OVERLOADED)
             return
         if arrival.early:
@@ -223,7 +223,7 @@ class ClientService:
             self.join(self._session_of(stream), stream, arrival.sock, request.budget)
 
         def refused(code: ResetCode) -> None:
-            log.warning("%s refused: %s", arrival, code.explanation)
+            self._loop.lines.warning(log, "", "%s refused: %s", arrival, code.explanation)
             self._arrivals.turn_away(arrival, code)
 
         def progress() -> None:
@@ -283,7 +283,7 @@ class ClientService:
         try:
             self._current.driver.adopt(stream, session.driver)
         except OpenError as error:
-            log.warning("stream reset: %s", error)
+            self._loop.lines.warning(log, "", "stream reset: %s", error)
             return False
         if self.on_moved is not None:
             self.on_moved(self._current, stream)
@@ -322,7 +322,7 @@ class ClientService:
             # Complete streams whose applications still read.
             self._retired.add(session)
         if session is self._current and not self._drain.begun:
-            log.warning("session ended: %s; starting a new one", reason)
+            self._loop.lines.warning(log, "", "session ended: %s; starting a new one", reason)
             self._loop.call_later(0.1, self._replace_session)
         self._tell_sessions()
         self._drain.check()

@@ -69,6 +69,7 @@ class Relay:
         "_readable",
         "_sock",
         "_timer",
+        "_whose",
         "_writable",
         "closed",
         "leaving",
@@ -86,10 +87,12 @@ class Relay:
         progress: Callable[[], None],
         on_close: Callable[[Relay], None],
         budget: int | None = None,
+        whose: str = "",
     ) -> None:
         """`progress` lets the session send and update its streams; `on_close` is called
         once, when the socket has been closed. `budget` is how many bytes of the application the
-        stream takes; what comes behind them is dropped. None is without limit."""
+        stream takes; what comes behind them is dropped. None is without limit. `whose` is as in
+        SessionDriver."""
         self._loop = loop
         self._pool = pool
         self._sock = sock
@@ -97,6 +100,7 @@ class Relay:
         self._progress = progress
         self._on_close = on_close
         self._budget = budget
+        self._whose = whose
         self._answered = -1
         self._linger: Timer | None = None
         self.stream = stream
@@ -355,7 +359,8 @@ class Relay:
         if code is not ResetCode.CANCELLED:
             to = f" to {stream.target}" if stream.target else ""
             number = f" {stream.stream_id}" if stream.stream_id != NO_ID else ""
-            log.warning("stream%s%s reset: %s", number, to, code.explanation)
+            text = "stream%s%s reset: %s"
+            self._loop.lines.warning(log, self._whose, text, number, to, code.explanation)
         # A full socket is that of an application that does not read.
         self._last_bytes = unacked(self._sock) if self._writable and not self._is_gone else 0
         if not self._last_bytes:

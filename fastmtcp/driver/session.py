@@ -40,9 +40,13 @@ class SessionDriver:
         on_opened: Callable[[Stream], None],
         on_ended: Callable[[SessionCode, str], None],
         turn: Turn | None = None,
+        *,
+        whose: str = "",
     ) -> None:
-        """`turn` is that of all sessions of the peer; without one it has only this."""
+        """`turn` is that of all sessions of the peer; without one it has only this. `whose` is the
+        client's name at a server: what it causes in the log is counted for it."""
         self.loop = loop
+        self._whose = whose
         self.pool = pool
         self.session = session
         self.relays: dict[Relay, Callable[[Relay], None] | None] = {}
@@ -85,7 +89,8 @@ class SessionDriver:
             cost = TLS_COST if tls is not None else 0
             subflow = self.session.attach(subflow_id, self.loop.now, role, cost)
         except RemoteError as error:
-            log.warning("subflow from %s refused: %s", peer, error)
+            text = "subflow from %s refused: %s"
+            self.loop.lines.warning(log, self._whose, text, peer, error)
             self.loop.unwatch(sock.fileno())
             sock.close()
             return None
@@ -111,7 +116,16 @@ class SessionDriver:
     ) -> Relay:
         """Connect an application's socket with a stream; `budget` is as in Relay. `on_close` is
         called once, when the socket has been closed."""
-        relay = Relay(self.loop, self.pool, sock, stream, self.progress, self._relay_closed, budget)
+        relay = Relay(
+            self.loop,
+            self.pool,
+            sock,
+            stream,
+            self.progress,
+            self._relay_closed,
+            budget,
+            self._whose,
+        )
         self.relays[relay] = on_close
         relay.update()
         return relay

@@ -171,7 +171,7 @@ class Listener:
             try:
                 self._on_accept(sock, text_address(peer))
             except OSError as error:  # epoll_ctl(2): out of memory or of watches
-                log.warning("connection dropped: %s", error.strerror)
+                self._loop.lines.warning(log, "", "connection dropped: %s", error.strerror)
                 sock.close()
 
     def _pause(self, error: OSError) -> None:

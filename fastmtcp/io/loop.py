@@ -39,6 +39,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from fastmtcp.io.lines import Lines
+
 IN = getattr(select, "EPOLLIN", 1)
 PRI = getattr(select, "EPOLLPRI", 2)
 OUT = getattr(select, "EPOLLOUT", 4)
@@ -93,6 +95,8 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._running = False
+        self.lines = Lines(self)
+        """The log lines that others can cause as often as they like."""
         self._from_outside: deque[Callable[[], None]] = deque()
         # Held while the descriptor is used or closed, so that nobody writes to the next file
         # that gets its number. The garbage collector may call from within a call.

@@ -64,10 +64,13 @@ class Preface(Dialogue):
     ) -> None:
         super().__init__(loop, sock, loop.now + PREFACE_TIMEOUT, early)
         self._parser = parser
+        self.has_begun = False
+        """It has said something."""
         self._done = done
         self._failed = failed
 
     def _take(self, data: bytes) -> None:
+        self.has_begun = True
         self._send(self._parser.feed(data))
         if self._parser.done and self._leave():
             self._done()

@@ -98,6 +98,7 @@ class Outgoing:
 
     def _failed(self, error: OSError, unresolved: bool) -> None:
         reason = error.strerror or str(error)
+        lines, client = self._loop.lines, self._session.client
         if isinstance(error, ForbiddenError):
             code = ResetCode.NOT_ALLOWED
         elif unresolved:
@@ -110,9 +111,10 @@ class Outgoing:
             code = ResetCode.UNREACHABLE
         if code is ResetCode.NOT_ALLOWED:
             peer = self._session.peer
-            log.warning("client %s: target %s is not allowed: %s", peer, self._target, reason)
+            text = "client %s: target %s is not allowed: %s"
+            lines.warning(log, client, text, peer, self._target, reason)
         else:
-            log.warning("cannot connect to target %s: %s", self._target, reason)
+            lines.warning(log, client, "cannot connect to target %s: %s", self._target, reason)
         self._leave()
         self._stream.reset(code)
         self._session.driver.progress()

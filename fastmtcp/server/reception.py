@@ -34,11 +34,6 @@ _LOOK = 0.25
 _BREATH = 0.02
 """Seconds of pause beyond what is needed, so that a flood is not accepted one by one."""
 
-_MAX_LINES = 10
-_WINDOW = 10.0
-"""So many failures are logged one by one in so many seconds, and then all others in one line: a
-flood of connections must not become one of the log."""
-
 Proved = Callable[[socket.socket, Tls | None, ServerHandshake, str], None]
 
 
@@ -84,7 +79,6 @@ class Reception:
         self._admission = Admission(loop.now, limits.max_handshakes)
         self._arrivals: dict[PreambleReader, str] = {}
         self._handshakes: dict[ServerSocketHandshake, _Unauthenticated] = {}
-        self._failures = _Failures(loop)
         self._timer: Timer | None = None
         self._closed = False
         self._listeners = [Listener(loop, sock, self._on_accept) for sock in sockets]
@@ -109,7 +103,9 @@ class Reception:
     def on_handoff(self, sock: socket.socket, peer: str, tls: bool, until: float) -> None:
         """A connection that another worker accepted, for a session of this one."""
         if not self._admission.take_over(host_of(peer)):
-            self._failures.add("connection from %s dropped: too many handshakes wait", peer)
+            self._loop.lines.warning(
+                log, "", "connection from %s dropped: too many handshakes wait", peer
+            )
             sock.close()
             return
         try:
@@ -117,7 +113,9 @@ class Reception:
                 sock, _Unauthenticated(peer, accepted=False), Preamble(tls, self._index), until
             )
         except OSError as error:  # epoll_ctl(2): out of memory or of watches
-            log.warning("connection from %s dropped: %s", peer, error.strerror)
+            self._loop.lines.warning(
+                log, "", "connection from %s dropped: %s", peer, error.strerror
+            )
             self._admission.leave(host_of(peer), accepted=False)
             sock.close()
 
@@ -126,7 +124,9 @@ class Reception:
     def _on_accept(self, sock: socket.socket, peer: str) -> None:
         host = host_of(peer)
         if not self._admission.accept(host, self._loop.clock()):
-            self._failures.add("connection from %s dropped: too many or too often", peer)
+            self._loop.lines.warning(
+                log, "", "connection from %s dropped: too many or too often", peer
+            )
             sock.close()
         else:
             try:
@@ -170,7 +170,9 @@ class Reception:
             return
         self._leave(peer, accepted=True)
         if not self._handoff.send(owner, sock, peer, preamble.tls, arrival.until):
-            self._failures.add("connection from %s dropped: its worker has too many", peer)
+            self._loop.lines.warning(
+                log, "", "connection from %s dropped: its worker has too many", peer
+            )
         self._loop.unwatch(sock.fileno())
         sock.close()
 
@@ -217,10 +219,11 @@ class Reception:
         if not isinstance(error, GoneError):
             self._admission.failed(host_of(peer), self._loop.now)
         self._leave(peer, accepted=accepted)
+        lines = self._loop.lines
         if isinstance(error, RefusedError):
-            self._failures.add("connection from %s refused: %s", peer, error)
+            lines.warning(log, "", "connection from %s refused: %s", peer, error)
         else:
-            self._failures.add("connection from %s dropped: %s", peer, error, level=logging.INFO)
+            lines.info(log, "", "connection from %s dropped: %s", peer, error)
 
 
 class _Unauthenticated(NamedTuple):
@@ -228,29 +231,3 @@ class _Unauthenticated(NamedTuple):
 
     peer: str
     accepted: bool
-
-
-class _Failures:
-    """Logs failed connections, a few one by one and the rest by their number."""
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self._lines = 0
-        self._more = 0
-        self._until = loop.now
-
-    def add(self, text: str, *values: object, level: int = logging.WARNING) -> None:
-        if self._loop.now >= self._until and not self._more:
-            self._lines = 0
-            self._until = self._loop.now + _WINDOW
-        if self._lines < _MAX_LINES:
-            self._lines += 1
-            log.log(level, text, *values)
-            return
-        if not self._more:
-            self._loop.call_at(self._until, self._sum_up)
-        self._more += 1
-
-    def _sum_up(self) -> None:
-        log.warning("%d more connections dropped or refused in %g s", self._more, _WINDOW)
-        self._more = 0

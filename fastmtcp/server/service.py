@@ -155,7 +155,8 @@ class ServerService:
         try:
             session = self._session_for(handshake, request, peer)
         except RefusedError as refused:
-            log.info("subflow from %s refused: %s", peer, refused)
+            lines, client = self._loop.lines, request.client
+            lines.info(log, client, "subflow from %s refused: %s", peer, refused)
             refuse(self._loop, sock, tls, handshake.refusal(refused))
             return
         # The client forgets a stream a little sooner than we do, so it gets some less.
@@ -166,7 +167,8 @@ class ServerService:
         try:
             sock.send(sealed(tls, handshake.welcome(grant)))
         except OSError as error:
-            log.info("subflow from %s lost: %s", peer, error.strerror)
+            lines, client = self._loop.lines, request.client
+            lines.info(log, client, "subflow from %s lost: %s", peer, error.strerror)
             self._loop.unwatch(sock.fileno())
             sock.close()
             return
@@ -236,6 +238,7 @@ class ServerService:
             partial(self._on_opened, session_id),
             partial(self._on_session_ended, session_id),
             shared.turn,
+            whose=client,
         )
         session = ServerSession(
             session_id, handshake.session_secret(), driver, client, handshake.verifier, peer
@@ -253,7 +256,7 @@ class ServerService:
             session.session.holding.client.sessions -= 1
         level = logging.INFO if code in _QUIET_ENDS else logging.WARNING
         whose = f"{session_id.hex()[:12]} of {session.client}".removesuffix(f" of {UNNAMED}")
-        log.log(level, "session %s ended: %s", whose, reason)
+        self._loop.lines.log(log, level, session.client, "session %s ended: %s", whose, reason)
         self._drain.check()
 
     def _on_opened(self, session_id: bytes, stream: Stream) -> None:
@@ -274,7 +277,8 @@ class ServerService:
         target = _chosen(stream.target)
         if target is None or not targets.is_possible(rules, target):
             shown = target or repr(stream.target[:_SHOWN])
-            log.warning("client %s: target %s is not allowed", session.peer, shown)
+            text = "client %s: target %s is not allowed"
+            self._loop.lines.warning(log, session.client, text, session.peer, shown)
             stream.reset(ResetCode.NOT_ALLOWED)
             return
         permits = partial(targets.is_allowed, rules, target)
@@ -300,9 +304,15 @@ class ServerService:
             return  # a timer of the loop would keep this service for as long as that runs
         for name, client in self._clients.items():
             for limit, count in client.quota.take_refused().items():
-                most = getattr(self._limits, limit)
-                who = f"client {name}: " if name else ""
-                log.warning("%s%d streams refused: the limit is %s = %g", who, count, limit, most)
+                self._loop.lines.warning(
+                    log,
+                    name,
+                    "%s%d streams refused: the limit is %s = %g",
+                    f"client {name}: " if name else "",
+                    count,
+                    limit,
+                    getattr(self._limits, limit),
+                )
         self._loop.call_later(_REPORT, self._report)
 
     # --- the end ------------------------------------------------------------------------------

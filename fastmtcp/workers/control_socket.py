@@ -119,7 +119,7 @@ class ControlSocket:
         try:
             self._accepted(sock)
         except OSError as error:  # epoll_ctl(2): out of memory or of watches
-            log.warning("question dropped: %s", error.strerror)
+            self._loop.lines.warning(log, "", "question dropped: %s", error.strerror)
             sock.close()
 
     def _accepted(self, sock: socket.socket) -> None:

@@ -76,6 +76,7 @@ class Worker:
             log.exception("worker crashed")
             return EXIT_CRASHED
         finally:
+            self._loop.lines.sum_up()
             stop_logs()
 
     def _beat(self) -> None:

@@ -17,6 +17,7 @@ from fastmtcp.endpoint import Endpoint
 from fastmtcp.engine.wire.codec import encode
 from fastmtcp.engine.wire.errors import ResetCode, SessionCode
 from fastmtcp.engine.wire.frames import Ack, Frame, Open, Reset
+from fastmtcp.io import lines
 from fastmtcp.io.listener import bind
 from fastmtcp.io.loop import Loop
 from fastmtcp.io.resolver import Answer, Question, Resolver
@@ -31,7 +32,7 @@ from fastmtcp.security.handshake import (
     RefusedError,
 )
 from fastmtcp.security.identity import UNNAMED, Identity, unnamed
-from fastmtcp.server import admission, reception
+from fastmtcp.server import admission
 from fastmtcp.server.service import ServerService
 from fastmtcp.server.session import ServerSession
 
@@ -350,12 +351,12 @@ class TestUnauthenticated:
     def test_a_flood_does_not_flood_the_log(
         self, server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reception, "_WINDOW", 0.5)
+        monkeypatch.setattr(lines, "WINDOW", 0.5)
         monkeypatch.setattr(admission, "FREE_FAILURES", 1000)
         caplog.set_level(logging.INFO, "fastmtcp")
         for _ in range(50):
             server.connect().sendall(b"garbage!")
-        run_until(server.loop, lambda: "40 more connections dropped" in caplog.text)
+        run_until(server.loop, lambda: "40 more lines like this" in caplog.text)
         assert len(caplog.messages) == 11
 
 

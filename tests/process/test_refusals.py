@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.io.net import WAIT, data
+from tests.io.net import WAIT, data, refusing_port
 from tests.process.programs import Program, Programs, eventually
 from tests.process.targets import Target, ask_for_exchange, round_trip
 
@@ -258,3 +258,42 @@ def test_for_a_stranger_the_target_is_not_even_connected_to(
         sock.sendall(data(2000))
         eventually(lambda: is_closed(sock), "the connection is closed")
     assert echo_target.connections == []
+
+
+class TestRepeatedLines:
+    """Whoever is let in, and the applications, can cause them as often as they like."""
+
+    COUNT = 200
+
+    def test_of_a_target_that_is_down_are_counted_at_both_sides(self, programs: Programs) -> None:
+        with refusing_port() as down:
+            server = programs.server(down, "--workers", 1)
+            client = programs.client(server, "--workers", 1)
+            for _ in range(self.COUNT):
+                client.check_resets(b"anybody?")
+        for program in (client, server):
+            program.end()
+            warnings = [line for line in program.log.splitlines() if " warning " in line]
+            summed = [line for line in warnings if "more lines like this" in line]
+            # Ten of each window and their sum; it may have taken several windows.
+            assert 0 < len(summed) <= len(warnings) / 10
+            counted = sum(int(line.split(" more lines")[0].split()[-1]) for line in summed)
+            assert counted + len(warnings) - len(summed) == self.COUNT
+        assert "more lines like this in 10 s: cannot connect to target" in server.log
+
+    def test_a_balancer_that_looks_at_the_proxy_causes_none(
+        self, programs: Programs, echo_target: Target[int]
+    ) -> None:
+        server = programs.server(echo_target.port, "--workers", 1)
+        proxy = programs.proxy(server)
+        for _ in range(self.COUNT):
+            proxy.connect().close()
+        with proxy.connect() as sock:
+            sock.sendall(b"nonsense\r\n\r\n")
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(4096):
+                pass
+        proxy.end()
+        warnings = [line for line in proxy.log.splitlines() if " warning " in line]
+        assert len(warnings) == 1
+        assert " refused: " in warnings[0]

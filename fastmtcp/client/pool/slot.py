@@ -236,7 +236,8 @@ class Slot:
             self._backoff.reset()
         self.subflow = None
         if not self.stopped:
-            log.info("subflow to %s lost: %s; %d left", label, reason, self._connector.live)
+            text = "subflow to %s lost: %s; %d left"
+            self._loop.lines.info(log, label, text, label, reason, self._connector.live)
         self._owner.on_lost(self, reason)
         if not (self.stopped or self._attempts):
             self._again()
