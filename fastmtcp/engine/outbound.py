@@ -61,7 +61,7 @@ class Outbound:
         bulk = subflow.lane == BULK and lanes.held_back is not subflow
         small = not (scheduler.has_small and lanes.is_too_slow(subflow, now))
         # The only one carries what would keep off it, see Lanes.pick_bulk().
-        carrier = subflow.subflow_id if len(lanes.bulk) > 1 else None
+        carrier = subflow.subflow_id if lanes.has_choice else None
         frames = 0
         while left > 0 and frames < MAX_BATCH:
             stream = scheduler.next(small=small, bulk=bulk, carrier=carrier)

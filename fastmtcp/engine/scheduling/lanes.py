@@ -28,13 +28,15 @@ class Lanes:
     `subflow.lane` says what a subflow may carry: CONTROL frames only, SWIFT streams too, or BULK.
     """
 
-    __slots__ = ("_any", "_swift", "bulk", "gate", "held_back", "probing")
+    __slots__ = ("_any", "_swift", "bulk", "gate", "has_choice", "held_back", "probing")
 
     def __init__(self) -> None:
         self._any: list[Subflow] = []
         self._swift: list[Subflow] = []
         self.bulk: list[Subflow] = []
         """Subflows that carry bulk data."""
+        self.has_choice = False
+        """True if they are more than one."""
         self.gate = Gate()
         self.held_back: Subflow | None = None
         """The ready subflow that pick_bulk() has passed over, as it is too slow."""
@@ -58,6 +60,7 @@ class Lanes:
             # Rather a backup for bulk than the express subflow.
             wide = [subflow for subflow in senders if not subflow.role & Role.EXPRESS] or primary
         self.bulk = [subflow for subflow in wide if not subflow.guard.aside] or wide
+        self.has_choice = len(self.bulk) > 1
         self.gate.update(self.bulk)
         for subflow in self._swift:
             subflow.lane = SWIFT
