@@ -253,7 +253,9 @@ def test_little_that_stays_of_a_read_does_not_keep_all_of_it(soft_limit: int, fi
                 reads += 1
                 while session.take_events():
                     pass
-    assert session.holding.bytes == STALLED * ROUNDS * PIECE
+    # The pieces, and what their objects, streams and subflow take beside them.
+    accounted = session.holding.bytes - STALLED * ROUNDS * PIECE
+    assert 0 <= accounted <= STALLED * ROUNDS * 512
     assert reads >= STALLED * ROUNDS
     assert pool.slabs <= 3
     bases = {

@@ -352,6 +352,9 @@ class Host:
         if self.session.ended is not None:
             return
         due = self.session.deadline()
+        if not self.session.idle:
+            # As the driver does: whoever waits for an event sees no silence.
+            due = min(due, self.clock.now + SAMPLE_EVERY)
         if self._timer_at is None or due < self._timer_at:
             self._timer_at = due
             self.clock.at(due, partial(self._on_timer, due))

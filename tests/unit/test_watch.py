@@ -86,6 +86,12 @@ class TestStalled:
         assert not stalled(silent(), busy(NOW + 0.84), at=1)
         assert not stalled(silent(), busy(NOW + 0.875), at=1.025)
 
+    def test_a_witness_far_away_is_heard_once_in_a_round_trip(self) -> None:
+        for at, expected in ((0.41, True), (0.39, False)):
+            far = busy(NOW + at)
+            far.speed.rtt = 0.6
+            assert stalled(silent(), far, at=1) is expected
+
     def test_one_that_is_suspect_itself_is_no_witness(self) -> None:
         assert not stalled(silent(), suspect(), at=1)
         gone = idle()

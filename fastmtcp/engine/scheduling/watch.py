@@ -30,7 +30,8 @@ SAMPLE_EVERY = 0.02
 """Seconds between the samples of a subflow."""
 
 _FRESH = 0.15
-"""Seconds. A subflow that has made progress within these works."""
+"""Seconds, or a round trip if that is more, as nothing can be heard sooner. A subflow that has made
+progress within these works."""
 
 _SOONER = 0.7
 """A range is sent a second time if that takes at most this share of the time of the first copy."""
@@ -50,7 +51,7 @@ def is_stalled(subflow: Subflow, others: Collection[Subflow], now: float) -> boo
     return any(
         other is not subflow
         and other.works
-        and (not other.awaits_ack or now - other.progress_at < _FRESH)
+        and (not other.awaits_ack or now - other.progress_at < max(_FRESH, other.speed.rtt))
         for other in others
     )
 
@@ -64,7 +65,9 @@ def is_undelivered(subflow: Subflow, others: Collection[Subflow], now: float) ->
     if now - delivery.progress_at < max(UNDELIVERED, 3 * subflow.speed.rtt, delivery.patience):
         return False
     return any(
-        other is not subflow and now - other.delivery.progress_at < _FRESH and other.delivery.waits
+        other is not subflow
+        and other.delivery.waits
+        and now - other.delivery.progress_at < max(_FRESH, other.delivery.rtt)
         for other in others
     )
 
