@@ -14,7 +14,7 @@ from fastmtcp.engine.subflows.rate import Sample, reported
 from fastmtcp.engine.subflows.subflow import Subflow
 from fastmtcp.io.buffers import Buffer, BufferPool
 from fastmtcp.io.loop import MORE, OUT, READ, Loop
-from fastmtcp.io.tcp import abort, set_lowat, text_address
+from fastmtcp.io.tcp import abort, local_address, set_lowat, text_address
 from fastmtcp.security.tls import Tls
 
 _READS = 8
@@ -174,6 +174,11 @@ class SubflowSocket:
             return text_address(self._sock.getsockname()), text_address(self._sock.getpeername())
         except OSError:
             return "", ""
+
+    @property
+    def local_address(self) -> str:
+        """The address on this machine, without the port; empty once the connection is gone."""
+        return local_address(self._sock)
 
     def srtt(self) -> float | None:
         """Smoothed round-trip time in seconds; None if the system does not tell."""

@@ -230,10 +230,14 @@ class Loop:
 
     def _run_timers(self) -> None:
         timers = self._timers
+        due = []
+        # What these set for a time that has come waits for the next turn. Whoever cannot do in this
+        # one what is due would else be asked again and again, and nobody else would get a turn.
         while timers and timers[0][0] <= self.now:
-            callback = heapq.heappop(timers)[2].callback
-            if callback is not None:
-                callback()
+            due.append(heapq.heappop(timers)[2])
+        for timer in due:
+            if timer.callback is not None:
+                timer.callback()
 
 
 _ONE = (1).to_bytes(8, "little")

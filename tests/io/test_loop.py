@@ -185,6 +185,24 @@ class TestTimers:
         assert calls == ["first"]
         loop.close()
 
+    def test_one_that_cannot_do_what_is_due_does_not_hold_up_the_rest(self) -> None:
+        """It asks to be called at a time that has come, for as long as it takes."""
+        clock = Clock()
+        loop = Loop(clock)
+        calls: list[str] = []
+
+        def again() -> None:
+            calls.append("again")
+            assert len(calls) < 100
+            loop.call_at(clock.now, again)
+
+        loop.call_later(1, again)
+        loop.call_later(2, lambda: calls.append("other"))
+        clock.now += 5
+        turn(loop)
+        assert calls[:3] == ["again", "other", "again"]
+        loop.close()
+
     def test_now_is_the_time_of_the_batch(self) -> None:
         clock = Clock()
         loop = Loop(clock)

@@ -429,6 +429,22 @@ def test_paths_come_and_go(world: World, caplog: Logs) -> None:
     world.until(lambda: roles(server) == {Role.BOTH: 4})
 
 
+def test_what_retires_is_dead_with_its_address(world: World) -> None:
+    """A path of an address that has gone is taken away first, and then the address is told."""
+    _, (port,) = world.server()
+    client = world.client(port, connections=3, express=False)
+    client.until_up(3)
+    sockets = list(client.session.driver.sockets.values())
+    client.pool.set_paths([])
+    client.pool.network_changed({"192.0.2.77"})
+    assert not any(one.closed for one in sockets)
+    assert {one.local_address for one in sockets} == {"127.0.0.1"}
+    client.pool.network_changed({"127.0.0.1"})
+    assert all(one.closed for one in sockets)
+    assert not client.session.session.subflows
+    assert not client.pool._retiring._timers
+
+
 def test_the_session_has_room_for_so_many(world: World, caplog: Logs) -> None:
     _, (port,) = world.server()
     client = world.client(port, connections=64, express=False)

@@ -175,6 +175,7 @@ class Pool:
         another one a fresh subflow finds out whether it works.
         """
         moved = [path for path in self.paths if path.ways.have_changed(devices)]
+        self._retiring.leave(lost)
         # All of them, whether one is or not.
         gone = [slot for slot in self._slots() if slot.leave(lost)]
         if not (moved or gone):

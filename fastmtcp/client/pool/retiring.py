@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 
 from fastmtcp.driver.session import SessionDriver
@@ -31,6 +31,13 @@ class Retiring:
             )
         if subflows:
             self._driver.loop.call_soon(self._driver.progress)
+
+    def leave(self, lost: Set[str]) -> None:
+        """This machine does not have the addresses `lost` any more: what comes from them is
+        dead."""
+        for subflow in list(self._timers):
+            if subflow.local_address in lost:
+                self._driver.lost(subflow, "this machine lost its address")
 
     def stop(self) -> None:
         """The session has its end in view: what still retires is closed with it."""
