@@ -27,9 +27,11 @@ from fastmtcp.engine.wire.frames import (
     Open,
     Ping,
     Pong,
+    Recall,
     Reset,
     ResetAck,
     Retire,
+    Return,
     Stalled,
 )
 
@@ -97,6 +99,8 @@ class Inbound:
             Pong: self._on_pong,
             Goaway: self._on_goaway,
             Blocked: self._on_blocked,
+            Recall: self._on_recall,
+            Return: self._on_return,
             Busy: self._on_busy,
             Gone: self._on_gone,
             Got: self._on_got,
@@ -169,7 +173,7 @@ class Inbound:
         stream.open_received = True
         stream.target = frame.target
         stream.source = frame.source
-        stream.send.limit = max(stream.send.limit, frame.limit)  # an ACK may have overtaken it
+        stream.send.raise_limit(frame.limit)  # an ACK may have overtaken it
         self._outbox.ack(stream, self._now, urgent=False)
         self._table.mark_opened(stream)
         self._reader.work_left -= OPEN_WORK
@@ -203,6 +207,18 @@ class Inbound:
         receive = stream.receive
         if receive.window.on_blocked(frame.limit, receive.data.ready_bytes, self._now):
             self._outbox.ack(stream, self._now, urgent=True)
+
+    def _on_recall(self, frame: Recall) -> None:
+        stream = self._table.find(frame.stream) or self._table.parting.get(frame.stream)
+        if stream is not None:
+            # Also if that is nothing new: the answer may have got lost.
+            self._outbox.answer(Return(frame.stream, stream.send.give_back(frame.credit)))
+
+    def _on_return(self, frame: Return) -> None:
+        stream = self._table.find(frame.stream)
+        if stream is not None:
+            receive = stream.receive
+            receive.window.on_return(frame.credit, receive.data.highest)
 
     def _on_reset(self, frame: Reset) -> None:
         stream = self._table.find(frame.stream)

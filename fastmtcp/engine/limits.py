@@ -197,13 +197,14 @@ OWN_SEND_ROOM = 64 * KIB
 """Bytes of those that every stream may have unacknowledged, however full the session's send buffer
 is: bulk that waits for its ACKs must not keep a request of another stream waiting."""
 
-MEMORY_SHARE = 4
-"""A session takes at most this part of what is left of its worker's memory at a time: the first to
-come cannot take it all."""
+SHARE = 8
+"""Of what is shared (by streams the window pool, by sessions what their client may have) they may
+have this many times what nobody has: one that comes finds something at once, and its share as soon
+as the others have given back what is above theirs."""
 
 CLIENT_SHARE = 3
-"""A client holds at most this many times what is left of its worker's memory: one alone has three
-quarters of it, and whoever comes then finds as much as it asks for."""
+"""A client holds at most this many times what is left of its worker's memory: one alone has up to
+three quarters of it, and whoever comes then finds as much as it asks for."""
 
 TURN_WORK = 500
 """Frames of one client, in all its sessions, that are handled in a turn of the loop. Single bytes,

@@ -106,9 +106,10 @@ class Outbound:
     def ask_for_credit(self, stream: Stream) -> None:
         """Tell the peer that a larger window would help; once for each limit."""
         send = stream.send
-        if send.asked_at < send.limit and stream.open_acked:
-            send.asked_at = send.limit
-            self._outbox.send(Blocked(stream.stream_id, send.limit))
+        limit = send.limit + send.returned
+        if send.asked_at < limit and stream.open_acked:
+            send.asked_at = limit
+            self._outbox.send(Blocked(stream.stream_id, limit))
 
     def _control_frames(self, subflow: Subflow, out: list[Buffer]) -> int:
         blob = self._outbox.take_own(subflow)

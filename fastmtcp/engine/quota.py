@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastmtcp.engine.limits import CLIENT_SHARE, MEMORY_SHARE
+from fastmtcp.engine.limits import CLIENT_SHARE, SHARE
 
 _UNLIMITED = 1 << 62
 
@@ -12,18 +12,15 @@ _UNLIMITED = 1 << 62
 class Memory:
     """The bytes that the sessions of one worker may hold together, received and sent ones."""
 
-    __slots__ = ("free", "holdings", "size")
+    __slots__ = ("free", "holdings", "reserve", "size")
 
     def __init__(self, size: int = _UNLIMITED) -> None:
         self.size = size
         self.free = size
+        self.reserve = size >> 3
+        """For what cannot be refused: bytes that the peers have credit for, and a little to send
+        for everybody. Sessions share the rest."""
         self.holdings: set[Holding] = set()
-
-    @property
-    def spare(self) -> int:
-        """What is left of it. The last eighth is for what cannot be refused: bytes that the peers
-        have credit for, and a little to send for everybody."""
-        return max(0, self.free - (self.size >> 3))
 
     def make_room(self) -> None:
         """It is used up: end the session that is to go."""
@@ -108,11 +105,16 @@ class Holding:
 
     @property
     def spare(self) -> int:
-        """What the session may take of the worker's memory at a time. A client that has more than
-        CLIENT_SHARE times what is left for others takes no more, in however many sessions."""
-        left = self.memory.spare
+        """What the session may take now. All that its client has, in however many sessions, may be
+        CLIENT_SHARE times what nobody has then, and all that the session has SHARE times what its
+        client may take beyond that (dynamic thresholds, as in the shared buffers of switches).
+        Clients that want more than there is come to have the same, and so do the sessions of each,
+        whoever was first: one that has more takes nothing until what it gives back has made up for
+        it."""
+        left = self.memory.free - self.memory.reserve
         of_client = (CLIENT_SHARE * left - self.client.bytes) // (CLIENT_SHARE + 1)
-        return max(0, min(left // MEMORY_SHARE, of_client))
+        spare = (SHARE * of_client - self.bytes) // (SHARE + 1)
+        return spare if spare > 0 else 0
 
 
 class Bucket:

@@ -231,7 +231,7 @@ class Session:
         """
         self._check_waiting()
         self._now = now
-        self.table.adopt(stream, self.peer.floor, first=False)
+        self.table.adopt(stream, self.peer.floor, now, first=False)
         self.table.mark_updated(stream)
 
     def set_peer_limits(self, floor: int, streams: int, opens: float = 0.0) -> None:
@@ -240,7 +240,7 @@ class Session:
         self.peer.streams = streams
         self.peer.set_pace(opens, self._now)
         for stream in (*self.table.streams.values(), *self.table.waiting):
-            stream.send.limit = max(stream.send.limit, floor)
+            stream.send.raise_limit(floor)
             if stream.stream_id != NO_ID:
                 self._scheduler.add(stream, self._now)
             self.table.mark_updated(stream)
@@ -261,7 +261,7 @@ class Session:
         stream.receive.window.take(count, now)
         if stream.ending is not None:
             self._resets.settle(stream)
-        elif stream.receive.fin_at is None and stream.receive.ack_is_urgent:
+        elif stream.receive.window.worth_telling:
             self._outbox.ack(stream, now, urgent=True)
 
     def on_confirmed(self, stream: Stream) -> None:
@@ -376,7 +376,7 @@ class Session:
             return
         self._withdraw(stream)
         self.peer.on_refused(self._resets.at_peer, self._now)
-        self.table.adopt(stream, self.peer.floor, first=True)
+        self.table.adopt(stream, self.peer.floor, self._now, first=True)
 
     def on_draining(self) -> None:
         """The peer takes no new streams: those that it does not know of are for another session."""

@@ -12,6 +12,7 @@ from fastmtcp.engine.limits import LEFT_TIMEOUT, REPEAT_SPACING, Limits
 from fastmtcp.engine.outbox import Outbox
 from fastmtcp.engine.resets import Resets
 from fastmtcp.engine.scheduling import liveness
+from fastmtcp.engine.streams import recall
 from fastmtcp.engine.streams.stream import Stream
 from fastmtcp.engine.streams.table import StreamTable
 from fastmtcp.engine.subflows.subflow import Subflow
@@ -97,6 +98,8 @@ class Timers:
         for stream in self._table.streams.values():
             if liveness.is_stuck(stream, self._limits):
                 self._outbox.send(liveness.probe(stream))
+        for frame in recall.unused_credit(self._table):
+            self._outbox.send(frame)
         self._resets.on_time(self._subflows.values())
         self._outbox.repeat_resets()
         idle = self._idle_streams(now)

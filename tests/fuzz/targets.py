@@ -33,9 +33,11 @@ from fastmtcp.engine.wire.frames import (
     Open,
     Ping,
     Pong,
+    Recall,
     Reset,
     ResetAck,
     Retire,
+    Return,
     Stalled,
 )
 from fastmtcp.errors import ConfigError, PeerError
@@ -318,7 +320,7 @@ class _Plan:
         return value * 16 if self.byte() & 1 and 0 <= value < 256 else value
 
     def frame(self) -> Frame:
-        stream, kind = self.byte(), self.byte() % 16
+        stream, kind = self.byte(), self.byte() % 18
         number = stream if stream < 250 else _NUMBERS[stream % len(_NUMBERS)]
         frames: list[Callable[[], Frame]] = [
             lambda: Open(number, self.offset(), bool(self.byte() & 1), "a:1"),
@@ -337,6 +339,8 @@ class _Plan:
             lambda: Got(number, self.offset()),
             lambda: Stalled(number),
             lambda: Retire(self.offset()),
+            lambda: Recall(number, self.offset()),
+            lambda: Return(number, self.offset()),
         ]
         return frames[kind]()
 

@@ -22,9 +22,11 @@ from fastmtcp.engine.wire.frames import (
     Open,
     Ping,
     Pong,
+    Recall,
     Reset,
     ResetAck,
     Retire,
+    Return,
 )
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,8 @@ FRAMES: st.SearchStrategy[tuple[Frame, bytes]] = st.one_of(
     st.tuples(st.builds(Gone, st.integers(0, 12)), st.just(b"")),
     st.tuples(st.builds(Retire, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Blocked, STREAMS, OFFSETS), st.just(b"")),
+    st.tuples(st.builds(Recall, STREAMS, OFFSETS), st.just(b"")),
+    st.tuples(st.builds(Return, STREAMS, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Ping, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Pong, OFFSETS), st.just(b"")),
     st.tuples(st.builds(Goaway, st.integers(0, 9), st.text(max_size=5)), st.just(b"")),

@@ -94,9 +94,10 @@ class Victim:
             receive = stream.receive
             held += stream.send.held
             weight += stream.send.weight
-            grown += receive.window.size - LIMITS.floor_window
+            window = receive.window
+            grown += window.out
             gaps += receive.data.gaps
-            assert receive.data.highest - receive.window.taken <= receive.window.size
+            assert receive.data.highest - window.taken <= LIMITS.floor_window + window.out
             assert receive.data.ready_bytes == sum(map(len, receive.data.ready))
         parting = session.table.parting
         assert len(parting) <= min(LIMITS.max_streams, session._outbox.unconfirmed)

@@ -311,10 +311,11 @@ class Host:
             send, receive = stream.send, stream.receive
             held += send.held
             window = receive.window
-            grown += window.size + window.excess - limits.floor_window
-            assert window.size <= max(limits.max_window, limits.start_window)
-            # All that the peer may make us hold is within the window.
-            assert window.limit - window.taken <= window.size + window.excess
+            grown += window.out
+            assert window.wanted <= max(limits.max_window, limits.start_window)
+            # All that the peer may make us hold is its floor, and what it has of the pool.
+            most = window.limit if receive.fin_at is None else receive.fin_at
+            assert most - window.taken <= limits.floor_window + window.out
             assert receive.data.highest <= window.limit
             assert window.taken + receive.data.ready_bytes == receive.data.next
             assert send.acked <= send.next <= send.buffer.end + send.finished

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from statistics import median
+
 import pytest
 from fastmtcp.engine.limits import KIB, MIB, Limits
 from fastmtcp.engine.wire.errors import ResetCode
 
-from tests.sim.hosts import Script
+from tests.sim.hosts import App, Script
 from tests.sim.network import Path
 from tests.sim.world import SMALL, World
 
 BULK = Limits(floor_window=64 * KIB, window_pool=16 * MIB, send_buffer=16 * MIB)
+
+
+def is_any_served(world: World, apps: list[App]) -> bool:
+    return any(world.is_served(app) for app in apps)
 
 
 def at_once(size: int) -> Script:
@@ -52,12 +59,17 @@ def test_what_a_silent_connection_carries_goes_out_on_the_other() -> None:
 
 
 def test_many_streams_are_served_fairly() -> None:
+    """How far the last is when the first is done depends on chance: it is so for most seeds."""
     size = 400 * KIB
-    world = World(4, [Path(0.01, 3e6), Path(0.02, 1e6)], limits=BULK)
-    apps = [world.open(at_once(size), Script()) for _ in range(10)]
-    world.run(lambda: any(world.is_served(app) for app in apps), within=10)
-    assert min(world.arrived(app) for app in apps) > size * 0.6
-    world.run_all()
+    least = []
+    for seed in range(9):
+        world = World(seed, [Path(0.01, 3e6), Path(0.02, 1e6)], limits=BULK)
+        apps = [world.open(at_once(size), Script()) for _ in range(10)]
+        world.run(partial(is_any_served, world, apps), within=10)
+        least.append(min(world.arrived(app) for app in apps) / size)
+        world.run_all()
+    assert median(least) > 0.65
+    assert min(least) > 0.5
 
 
 def test_a_small_stream_is_not_stuck_behind_bulk() -> None:

@@ -15,7 +15,7 @@ FLOOR = 64 * KIB
 
 
 def receiver(pool: int = 0) -> ReceiveSide:
-    return ReceiveSide(Limits(floor_window=FLOOR), WindowPool(pool), GapPool(100))
+    return ReceiveSide(Limits(floor_window=FLOOR), WindowPool(pool), GapPool(100), START)
 
 
 def accept(side: ReceiveSide, offset: int, data: bytes, fin: bool = False) -> bool:
@@ -132,7 +132,7 @@ def test_repetitions_agree_with_the_fin() -> None:
     assert side.data.ready_bytes == 3
 
 
-def test_an_ack_is_urgent_when_the_peer_runs_dry() -> None:
+def test_an_ack_is_urgent_when_a_quarter_of_the_window_has_come() -> None:
     side = receiver()
     accept(side, 0, b"x" * (FLOOR // 4 - 1))
     assert not side.ack_is_urgent
@@ -140,8 +140,9 @@ def test_an_ack_is_urgent_when_the_peer_runs_dry() -> None:
     assert side.ack_is_urgent
     side.told = side.received
     assert not side.ack_is_urgent
+    assert not side.window.worth_telling
     side.window.take(FLOOR // 4, START)
-    assert side.ack_is_urgent
+    assert side.window.worth_telling
 
 
 def test_all_is_here_with_the_fin_and_every_byte_before_it() -> None:
@@ -159,7 +160,7 @@ def test_all_is_here_with_the_fin_and_every_byte_before_it() -> None:
 
 def test_much_that_is_not_acknowledged_is_urgent_however_large_the_window() -> None:
     limits = Limits(floor_window=16 * MIB)
-    side = ReceiveSide(limits, WindowPool(0), GapPool(100))
+    side = ReceiveSide(limits, WindowPool(0), GapPool(100), START)
     side.data.next = 1 * MIB - 1
     assert not side.ack_is_urgent
     side.data.next += 1

@@ -17,10 +17,15 @@ class ReceiveSide:
     __slots__ = ("data", "fin_at", "told", "window")
 
     def __init__(
-        self, limits: Limits, pool: WindowPool, gaps: GapPool, holding: Holding | None = None
+        self,
+        limits: Limits,
+        pool: WindowPool,
+        gaps: GapPool,
+        now: float,
+        holding: Holding | None = None,
     ) -> None:
         self.data = Reassembly(gaps, holding)
-        self.window = ReceiveWindow(limits, pool)
+        self.window = ReceiveWindow(limits, pool, now)
         self.fin_at: int | None = None
         self.told = 0
         """What the last ACK said."""
@@ -42,11 +47,9 @@ class ReceiveSide:
 
     @property
     def ack_is_urgent(self) -> bool:
-        """True if the peer should not wait for a delayed ACK: it holds much, or runs dry."""
-        window = self.window
-        return window.worth_telling or self.received - self.told >= min(
-            window.size >> 2, _ACK_EVERY
-        )
+        """True if the peer should not wait for a delayed ACK: it holds much. (That there is credit
+        shows when the application takes bytes, not when they come.)"""
+        return self.received - self.told >= min(self.window.size >> 2, _ACK_EVERY)
 
     def accept(self, offset: int, piece: memoryview, fin: bool) -> bool:
         """Take a piece. True if the application has something new: bytes, or the end.
@@ -64,6 +67,7 @@ class ReceiveSide:
                 if self.data.highest > end:
                     raise RemoteError(SessionCode.PROTOCOL, "FIN below received data")
                 self.fin_at = end
+                self.window.finish(end)
             elif self.fin_at != end:
                 raise RemoteError(SessionCode.PROTOCOL, "two different FINs")
         elif self.fin_at is not None and end > self.fin_at:

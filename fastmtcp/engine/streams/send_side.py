@@ -18,12 +18,25 @@ class SendSide:
     Invariants: acked <= next <= buffer.end + finished; the buffer holds [acked, end).
     """
 
-    __slots__ = ("acked", "asked_at", "buffer", "dropped", "finished", "limit", "lost", "next")
+    __slots__ = (
+        "acked",
+        "asked_at",
+        "buffer",
+        "dropped",
+        "finished",
+        "limit",
+        "lost",
+        "next",
+        "returned",
+    )
 
     def __init__(self, *, opener: bool, limit: int) -> None:
         self.buffer = SendBuffer()
         self.limit = limit
-        """The peer's credit: data below this offset may be sent."""
+        """The peer's credit: data below this offset may be sent. It goes back only by what this
+        side returns."""
+        self.returned = 0
+        """Bytes of credit that were given back, in all."""
         self.next = -1 if opener else 0
         self.acked = self.next
         self.lost = RangeSet()
@@ -39,6 +52,7 @@ class SendSide:
         self.next = self.acked = -1
         self.lost = RangeSet()
         self.limit = limit
+        self.returned = 0
         self.asked_at = -1
 
     @property
@@ -116,10 +130,24 @@ class SendSide:
             if self.lost:
                 self.lost.drop_below(received)
             news = True
-        if limit > self.limit:
-            self.limit = limit
+        if limit - self.returned > self.limit:
+            self.limit = limit - self.returned
             news = True
         return news
+
+    def raise_limit(self, limit: int) -> None:
+        """The peer says without an ACK so much credit there is, with what was given back since."""
+        self.limit = max(self.limit, limit - self.returned)
+
+    def give_back(self, wanted: int) -> int:
+        """The peer wants `wanted` bytes of credit back, in all. Returns how many it gets, in all:
+        what the application has written may still be sent."""
+        back = min(wanted - self.returned, self.limit - self.buffer.end)
+        if back > 0:
+            self.limit -= back
+            self.returned += back
+            self.asked_at = -1
+        return self.returned
 
     def on_closed(self) -> None:
         """The peer has received everything and forgotten the stream."""

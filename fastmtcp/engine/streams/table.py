@@ -106,9 +106,9 @@ class StreamTable:
         stream.receive.window.close()
         stream.stream_id = NO_ID
 
-    def adopt(self, stream: Stream, limit: int, *, first: bool) -> None:
+    def adopt(self, stream: Stream, limit: int, now: float, *, first: bool) -> None:
         """A stream that was withdrawn waits here, as the `first` or the last."""
-        stream.begin_anew(self._owner, self._receive_side(), limit)
+        stream.begin_anew(self._owner, self._receive_side(now), limit)
         self.memory.add(stream.send.weight)
         self.waiting[stream] = None
         self.waiting.move_to_end(stream, last=not first)
@@ -248,8 +248,8 @@ class StreamTable:
         self.holding.client.streams += more
         self.holding.add(more * STREAM_COST)
 
-    def _receive_side(self) -> ReceiveSide:
-        return ReceiveSide(self._limits, self.windows, self.gaps, self.holding)
+    def _receive_side(self, now: float) -> ReceiveSide:
+        return ReceiveSide(self._limits, self.windows, self.gaps, now, self.holding)
 
     def _make(
         self, stream_id: int, limit: int, now: float, target: str = "", source: str = ""
@@ -257,7 +257,7 @@ class StreamTable:
         return Stream(
             self._owner,
             stream_id,
-            self._receive_side(),
+            self._receive_side(now),
             opener=self.opener,
             limit=limit,
             now=now,

@@ -121,6 +121,22 @@ class Retire(msgspec.Struct, array_like=True, tag=15, gc=False):
     """How much of the subflow the sender has read: bytes since it joined the session."""
 
 
+class Recall(msgspec.Struct, array_like=True, tag=16, gc=False):
+    """The sender of this frame would like `credit` bytes of credit back, in all: others need it
+    more. Answered with a Return."""
+
+    stream: int
+    credit: int
+
+
+class Return(msgspec.Struct, array_like=True, tag=17, gc=False):
+    """Credit that the sender of this frame has given back, in all: data go no further than the
+    limit less this."""
+
+    stream: int
+    credit: int
+
+
 Frame = (
     Open
     | Data
@@ -137,4 +153,6 @@ Frame = (
     | Got
     | Stalled
     | Retire
+    | Recall
+    | Return
 )
