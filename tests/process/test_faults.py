@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from fastmtcp.io.lines import MAX_LINES
 
 from tests.io.net import Background
 from tests.io.wires import Wire, WireBox
@@ -85,7 +86,8 @@ def test_subflows_broken_again_and_again(
     # The last one is spared. A quick start begins with two, and what breaks again and again is
     # replaced later and later.
     assert broken >= (2 if programs.is_quick_start else 3)
-    client.wait_for(r"subflow to .* lost: ", broken)
+    # More of them in a short time are counted.
+    client.wait_for(r"subflow to .* lost: ", min(broken, MAX_LINES))
     eventually(is_full, "the pool is full again")
 
 
